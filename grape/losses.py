@@ -7,14 +7,11 @@ are log π(a_t | o_t) of a step: the sum over its 7 action tokens, over the full
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)

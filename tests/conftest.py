@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 from grape.errors import GrapeError
 
@@ -16,6 +17,10 @@ SIMPLER_ASSETS = REPOSITORY.parent / "shared" / "simpler_assets"
 
 # A shell's background jobs, and all that they start, ignore Ctrl-C; the tests send it to processes of their own.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Shapes and dtypes of tensors are checked at each call, before anything imports these modules.
+install_import_hook(["grape.models", "grape.losses", "grape.trainer.gradient"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

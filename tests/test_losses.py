@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from grape.losses import supervised_loss, tpo_loss, trajectory_log_ratio
 
@@ -84,10 +86,16 @@ def test_log_ratio_keeps_small_differences_of_long_trajectories() -> None:
 
 
 def test_log_ratio_refuses_different_lengths() -> None:
+    as_users_run_it = inspect.unwrap(trajectory_log_ratio)  # without the tests' own shape check
     with pytest.raises(ValueError, match="two equal"):
+        as_users_run_it(torch.zeros(3), torch.zeros(4))
+    with pytest.raises(ValueError, match="two equal"):
+        as_users_run_it(torch.zeros(0), torch.zeros(0))
+
+
+def test_shapes_are_checked_while_tests_run() -> None:
+    with pytest.raises(TypeCheckError, match="step"):
         trajectory_log_ratio(torch.zeros(3), torch.zeros(4))
-    with pytest.raises(ValueError, match="two equal"):
-        trajectory_log_ratio(torch.zeros(0), torch.zeros(0))
 
 
 def test_supervised_loss_is_the_mean_negative_log_likelihood() -> None:

@@ -52,7 +52,7 @@ class NanoTraining:
     """Folders of ``grape experts``."""
     out: Path
     """Checkpoint folder."""
-    steps: int = 3000
+    steps: int = 1200
     """Updates; two free cores make about two a second."""
     unnorm_key: str = "libero_goal"
     """Name of the action statistics in the checkpoint."""

@@ -38,7 +38,7 @@ def measure_task(config: StatesConfig, task_id: int) -> dict[str, Any]:
         ``distance_m``: state id -> distance to the nearest used state, i.e. the largest displacement of any movable
         object. ``spread_m``: movable object -> size in x and y of the area in which it starts.
     """
-    from grape.envs.libero import nearest_state_distance_m
+    from grape.envs.initial_states import nearest_state_distance_m, placed_positions_m
     from grape.envs.protocol import InitStateId
     from grape.envs.suites import find_simulator
 
@@ -53,8 +53,8 @@ def measure_task(config: StatesConfig, task_id: int) -> dict[str, Any]:
     test_ids, used_ids = ids(config.test), [state for text in config.used for state in ids(text)]
     env = simulator.make_env(config.task_suite_name, task_id, **simulator.unseen)
     try:
-        test = env.placed_positions_m(test_ids)
-        used = env.placed_positions_m(used_ids)
+        test = placed_positions_m(env, test_ids)
+        used = placed_positions_m(env, used_ids)
         names = env.movable_names
     finally:
         env.close()

@@ -10,6 +10,7 @@ from grape.config.inputs import ImageResize, PromptStyle
 from grape.errors import ConfigError
 
 OFFICIAL_SPLIT = "official"
+"""The benchmark's own fixed initial states: for testing only."""
 NUM_OFFICIAL_STATES = {"libero": 50}
 """Test states of each task, by the first word of a suite's name; suites whose tasks differ are checked task by task
 when the episodes are planned."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grape.config.collect import check_sampling, check_states, check_tasks, check_workers
+from grape.config.collect import OFFICIAL_SPLIT, check_sampling, check_states, check_tasks, check_workers
 from grape.config.inputs import ImageResize, PromptStyle
 from grape.errors import ConfigError
 
@@ -48,7 +48,7 @@ class EvaluateConfig:
     LIBERO's tasks have 50, those of simpler_bridge 24 (the eggplant 64)."""
     task_ids: tuple[int, ...] = ()
     """Tasks of the suite, counted from 0; empty takes all."""
-    init_split: str = "official"
+    init_split: str = OFFICIAL_SPLIT
     """official: the benchmark's test states. Any other name samples states, seeded by that name; tune on those."""
     first_state: int = 0
     """Index of the first initial state."""

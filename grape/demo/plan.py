@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grape.config.collect import OFFICIAL_SPLIT
 from grape.config.states import parse_state_range
 from grape.demo.flags import STAGE_FLAGS, Flags, check_flags
 from grape.errors import ConfigError, did_you_mean
 
-TEST_SPLIT = "official"
-"""The 50 fixed initial states per task: for testing only."""
+TEST_SPLIT = OFFICIAL_SPLIT
 TEST = "two-sided exact McNemar, one look"
 """The only test that is implemented."""
 

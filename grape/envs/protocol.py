@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from grape.config.collect import OFFICIAL_SPLIT
 from grape.errors import ConfigError
 
-OFFICIAL_SPLIT = "official"
-"""The benchmark's own fixed initial states: for testing only."""
 ACTION_DIM = 7
 """Position (3), axis-angle (3), gripper (1)."""
 
@@ -43,6 +42,16 @@ class TaskSpec:
     """Movable objects, then fixtures, then the goal's regions, in a stable order."""
     num_official_states: int | None = None
     """How many different initial states the benchmark publishes; ``None`` leaves the check to the simulator."""
+
+    def with_max_steps(self, max_steps: int | None) -> TaskSpec:
+        """The same task with another step limit; ``None`` keeps its own.
+
+        Raises:
+            ConfigError: The limit is below 1.
+        """
+        if max_steps is not None and max_steps < 1:
+            raise ConfigError(f"got max_steps={max_steps}, wanted at least 1")
+        return self if max_steps is None else replace(self, max_steps=max_steps)
 
     def check_states(self, split: str, first: int, count: int) -> None:
         """Refuse official states that do not exist: indices never wrap round, so that none is used twice.
@@ -165,6 +174,15 @@ class Env(Protocol):
 
     def to_simulator_action(self, policy_action: np.ndarray) -> np.ndarray:
         """Convert a policy's unnormalised action to what ``step`` takes."""
+        ...
+
+    @property
+    def movable_names(self) -> tuple[str, ...]:
+        """Movable objects, in the order of ``movable_positions_m`` and of the first keypoints."""
+        ...
+
+    def movable_positions_m(self) -> np.ndarray:
+        """(num_objects, 3) m, world frame."""
         ...
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from grape.envs import libero, simpler
 from grape.envs.libero.actions import to_libero
 from grape.envs.libero.package import warn_of_newer_mujoco
-from grape.envs.protocol import TaskSpec
+from grape.envs.protocol import Env, TaskSpec
 from grape.envs.simpler.actions import to_maniskill
 from grape.errors import ConfigError, did_you_mean
 
@@ -30,9 +30,8 @@ class Simulator:
     """Of a suite, in its own order."""
     task: Callable[[str, int], TaskSpec]
     """By suite and position; has the number of official states."""
-    make_env: Callable[..., Any]
-    """Takes suite and task id, and by name ``render_profile``, ``camera_size`` and ``max_steps``; returns an ``Env``
-    that also has ``movable_names`` and ``placed_positions_m``."""
+    make_env: Callable[..., Env]
+    """Takes suite and task id, and by name ``render_profile``, ``camera_size`` and ``max_steps``."""
     to_simulator_action: Callable[[np.ndarray], np.ndarray]
     """A policy's action (gripper in [0, 1], 1 open) as the simulator takes it; the same as the ``Env``'s own."""
     camera_size: int

@@ -6,13 +6,10 @@ Axis legend: B batch, L text tokens, H height, W width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

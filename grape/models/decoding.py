@@ -6,17 +6,14 @@ Axis legend: B batch, L text tokens, N patch tokens, A action tokens, V vocabula
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from grape.models.batches import ForwardInputs
 from grape.models.openvla import OpenVLA
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 Pick = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(column, logits of shape (B, V)) to (tokens, log-probabilities, sampler's log-probabilities), each of shape (B,)."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from grape.errors import CheckpointError, ConfigError
 from grape.models.preprocessing import center_crop as crop_center
 from grape.models.preprocessing import resize_bicubic
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)

@@ -1,6 +1,6 @@
 """The OpenVLA network (arXiv 2406.09246): fused towers, projector, Llama; names as in the published checkpoint.
 
-Axis legend: B batch, L text tokens, N patch tokens, P positions asked for, V vocabulary, D width.
+Axis legend: B batch, L text tokens, N patch tokens, S = L + N, P positions asked for, V vocabulary, D width.
 The multimodal sequence is the first text token, the N patches, then the rest of the text.
 """
 
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grape.models.vision import FusedVisionBackbone, TowerConfig
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 PROJECTOR_EXPANSION = 4  # fc1 is four times as wide as the joined features
 
@@ -87,7 +85,7 @@ class OpenVLA(nn.Module):
             if is_unused(name, config):
                 parameter.requires_grad_(False)
 
-    def embed(self, pixel_values: Float[Tensor, "B 6 H W"], input_ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L+N D"]:
+    def embed(self, pixel_values: Float[Tensor, "B 6 H W"], input_ids: Int[Tensor, "B L"]) -> Float[Tensor, "B S D"]:
         """Build the multimodal sequence."""
         patches = self.projector(self.vision_backbone(pixel_values))
         words = self.language_model.model.embed_tokens(input_ids)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape.config.inputs import PromptStyle
@@ -26,9 +27,6 @@ from grape.models.image_transform import ImageTransform
 from grape.models.openvla import OpenVLA, OpenVLAConfig
 from grape.models.prompt import PromptEncoder
 from grape.models.weights import hash_tensors
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 class OpenVLAPolicy:

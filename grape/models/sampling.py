@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape.errors import ConfigError
 from grape.models.action_tokenizer import ACTION_DIM
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 def token_log_prob(logits: Float[Tensor, "*B V"], tokens: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:

@@ -7,14 +7,11 @@ code load here, and ours load there. Axis legend: B batch, C channels, H height,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 LAYER_NORM_EPS = 1e-6  # both towers, as in timm's ViT
 

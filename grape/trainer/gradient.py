@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from grape.errors import TrainingError
 from grape.losses import supervised_loss, tpo_loss, trajectory_log_ratio
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-
     from grape.config.train import TrainConfig
     from grape.models import OpenVLAPolicy
     from grape.trainer.prepare import StepBatch

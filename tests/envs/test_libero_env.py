@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from grape.envs.libero.init_states import load_official_states, nearest_state_distance_m
-from grape.envs.protocol import InitStateId, Observation
+from grape.envs.initial_states import nearest_state_distance_m
+from grape.envs.libero.init_states import load_official_states
+from grape.envs.protocol import InitStateId
+from grape.envs.worker import EnvSpec
 from grape.errors import ConfigError, SimulatorError
+from tests.envs.fresh_process import OFFICIAL, TRAIN, assert_a_fresh_process_agrees, fingerprint
 
 BOWL = "akita_black_bowl_1"
-TRAIN, OFFICIAL = InitStateId("train", 17), InitStateId("official", 3)
 CAMERA_SIZE = 64
 NUM_ACTIONS = 6
-
-IN_ANOTHER_PROCESS = """
-import json, pickle, sys
-import numpy as np
-from grape.envs.libero import make_libero_env
-from grape.envs.protocol import InitStateId
-from test_libero_env import CAMERA_SIZE, fingerprint
-env = make_libero_env("libero_spatial", 0, render_profile="fast", camera_size=CAMERA_SIZE)
-seen = {}
-for name in ("official/3", "train/17"):  # another order than in the test's own process
-    seen[name] = [fingerprint(env.reset(InitStateId.parse(name))), env.init_state_hash]
-snapshot, actions = pickle.load(open(sys.argv[1], "rb"))
-seen["restored"] = [fingerprint(env.restore(snapshot))]
-seen["restored"] += [fingerprint(env.step(action).observation) for action in actions]
-env.close()
-print(json.dumps(seen))
-"""
-
-
-def fingerprint(observation: Observation) -> str:
-    """Digest of everything a policy may see."""
-    return hashlib.sha256(observation.image.tobytes() + observation.state.tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -108,19 +85,8 @@ def test_looking_does_not_change_what_comes_next(env, grasp):
 
 
 def test_a_fresh_process_agrees_bit_for_bit(env, grasp, tmp_path):
-    snapshot, actions = grasp
-    path = tmp_path / "snapshot.pkl"
-    path.write_bytes(pickle.dumps((snapshot, actions)))
-    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as process:
-        ours = {}
-        for state in (TRAIN, OFFICIAL):
-            ours[str(state)] = [fingerprint(env.reset(state)), env.init_state_hash]
-        ours["restored"] = [fingerprint(env.restore(snapshot))]
-        ours["restored"] += [fingerprint(env.step(action).observation) for action in actions]
-        output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    assert json.loads(output.splitlines()[-1]) == ours
+    spec = EnvSpec(suite="libero_spatial", task_id=0, render_profile="fast", camera_size=CAMERA_SIZE)
+    assert_a_fresh_process_agrees(env, spec, *grasp, tmp_path)
 
 
 def test_a_snapshot_of_another_task_is_refused(env, grasp):

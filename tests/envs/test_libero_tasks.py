@@ -17,7 +17,6 @@ pytest.importorskip("libero", reason='LIBERO is not installed: pip install "grap
 from grape.envs.libero.bddl import read_task_definition
 from grape.envs.libero.init_states import (
     load_official_states,
-    nearest_state_distance_m,
     numpy_seed,
     official_state,
     read_torch_archive,
@@ -140,18 +139,6 @@ def test_seeding_leaves_the_callers_generator_alone():
     with numpy_seed(1):
         np.random.uniform(size=7)
     assert [first, np.random.uniform()] == list(expected)
-
-
-def test_nearest_state_distance_by_hand():
-    still = [0.0, 0.0, 0.0]
-    test = np.array([[still, still]])
-    used = np.array([[[3.0, 4.0, 0.0], still], [[0.1, 0.0, 0.0], [0.0, 0.2, 0.0]]])
-    # first used state: objects moved 5 m and 0 m, so 5 m; second: 0.1 m and 0.2 m, so 0.2 m; the nearest is 0.2 m
-    assert nearest_state_distance_m(test, used) == pytest.approx([0.2])
-    assert nearest_state_distance_m(test, used[:1]) == pytest.approx([5.0])
-    assert nearest_state_distance_m(test, used[:0]) == [np.inf]
-    with pytest.raises(ConfigError, match="same objects"):
-        nearest_state_distance_m(test, used[:, :1])
 
 
 def test_original_libero_is_configured_in_a_private_folder_and_asks_nothing(tmp_path, monkeypatch):

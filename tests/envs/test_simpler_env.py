@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from grape.envs.protocol import InitStateId, Observation
+from grape.envs.protocol import InitStateId
 from grape.envs.rotations import matrix_from_static_xyz
 from grape.envs.simpler.assets import BRIDGE, asset_root
+from grape.envs.worker import EnvSpec
 from grape.errors import ConfigError, SimulatorError
+from tests.envs.fresh_process import OFFICIAL, TRAIN, assert_a_fresh_process_agrees, fingerprint
 
-TRAIN, OFFICIAL = InitStateId("train", 17), InitStateId("official", 3)
 STACK, EGGPLANT = 1, 3
 GREEN, YELLOW = 0, 1
-
-IN_ANOTHER_PROCESS = """
-import json, pickle, sys
-from grape.envs.protocol import InitStateId
-from grape.envs.simpler import make_simpler_env
-from test_simpler_env import fingerprint
-env = make_simpler_env("simpler_bridge", 1)
-seen = {}
-for name in ("official/3", "train/17"):  # another order than in the test's own process
-    seen[name] = [fingerprint(env.reset(InitStateId.parse(name))), env.init_state_hash]
-snapshot, actions = pickle.load(open(sys.argv[1], "rb"))
-seen["restored"] = [fingerprint(env.restore(snapshot))]
-seen["restored"] += [fingerprint(env.step(action).observation) for action in actions]
-print(json.dumps(seen))
-"""
-
-
-def fingerprint(observation: Observation) -> str:
-    """Digest of everything a policy may see."""
-    return hashlib.sha256(observation.image.tobytes() + observation.state.tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -104,24 +79,8 @@ def test_continuing_from_a_snapshot_is_exact_in_the_middle_of_a_grasp(env, grasp
 
 
 def test_another_process_sees_the_same(env, grasp, tmp_path):
-    snapshot, actions = grasp
-    path = tmp_path / "snapshot.pickle"
-    path.write_bytes(pickle.dumps((snapshot, actions)))
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    there = json.loads(done.stdout.splitlines()[-1])
-    for name in ("train/17", "official/3"):
-        assert there[name] == [fingerprint(env.reset(InitStateId.parse(name))), env.init_state_hash]
-    restored = [fingerprint(env.restore(snapshot))]
-    restored += [fingerprint(env.step(action).observation) for action in actions]
-    assert there["restored"] == restored
+    spec = EnvSpec(simulator="simpler", suite="simpler_bridge", task_id=STACK)
+    assert_a_fresh_process_agrees(env, spec, *grasp, tmp_path)
 
 
 def test_a_snapshot_that_does_not_belong_here_is_refused(env, grasp):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from grape.envs.libero.env import LiberoEnv
-from grape.envs.libero.init_states import nearest_state_distance_m
 from grape.envs.libero.rendering import RenderProfile
 from grape.envs.libero.tasks import LIBERO_SUITES, libero_task, task_names
-from grape.errors import ConfigError
 
 __all__ = [
     "LIBERO_SUITES",
     "LiberoEnv",
     "libero_task",
     "make_libero_env",
-    "nearest_state_distance_m",
     "task_names",
 ]
 
@@ -42,9 +37,5 @@ def make_libero_env(
         MissingDependencyError: LIBERO is not installed.
         SimulatorError: The simulation cannot be built.
     """
-    task = libero_task(suite, task_id)
-    if max_steps is not None:
-        if max_steps < 1:
-            raise ConfigError(f"got max_steps={max_steps}, wanted at least 1")
-        task = dataclasses.replace(task, max_steps=max_steps)
+    task = libero_task(suite, task_id).with_max_steps(max_steps)
     return LiberoEnv(task, render_profile=render_profile, camera_size=camera_size)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from grape.envs.guards import checked_action, require_reset
 from grape.envs.libero import snapshot as snapshots
 from grape.envs.libero.actions import to_libero
 from grape.envs.libero.facts import FactReader
@@ -22,7 +23,7 @@ from grape.envs.libero.init_states import (
 from grape.envs.libero.package import import_simulator, package_versions
 from grape.envs.libero.rendering import RENDER_PROFILES, AgentView, check_render_settings
 from grape.envs.libero.tasks import bddl_path
-from grape.envs.protocol import ACTION_DIM, OFFICIAL_SPLIT, InitStateId, Observation, Snapshot, StepResult, TaskSpec
+from grape.envs.protocol import OFFICIAL_SPLIT, InitStateId, Observation, Snapshot, StepResult, TaskSpec
 from grape.errors import SimulatorError
 
 NUM_SETTLE_STEPS = 10
@@ -89,13 +90,8 @@ class LiberoEnv:
         Raises:
             SimulatorError: Not reset yet, not 7 finite numbers, or the physics diverged.
         """
-        if self._init_state is None:
-            raise SimulatorError("step before reset: call reset(InitStateId('train', 0)) first")
-        # float32 first: what is recorded is then exactly what was sent
-        values = np.asarray(action, dtype=np.float32).astype(np.float64)
-        if values.shape != (ACTION_DIM,) or not np.isfinite(values).all():
-            raise SimulatorError(f"got action {action!r}, wanted {ACTION_DIM} finite numbers")
-        success = self._advance(values)
+        require_reset(self._init_state, "step")
+        success = self._advance(checked_action(action).astype(np.float64))
         snapshots.refresh_derived(self.domain.sim)
         return StepResult(self._observe(render), success)
 
@@ -109,13 +105,11 @@ class LiberoEnv:
 
     def snapshot(self) -> Snapshot:
         """Capture the current state exactly."""
-        if self._init_state is None:
-            raise SimulatorError("snapshot before reset: call reset(InitStateId('train', 0)) first")
         return Snapshot(
             simulator="libero",
             suite=self.task.suite,
             task_id=self.task.task_id,
-            init_state=self._init_state,
+            init_state=require_reset(self._init_state, "snapshot"),
             init_state_hash=self.init_state_hash,
             arrays=snapshots.capture(self.domain),
         )
@@ -145,14 +139,6 @@ class LiberoEnv:
     def movable_positions_m(self) -> np.ndarray:
         """(num_objects, 3) m, world frame."""
         return self.domain.sim.data._data.xpos[[self.domain.obj_body_id[name] for name in self.movable_names]]
-
-    def placed_positions_m(self, init_states: Sequence[InitStateId]) -> np.ndarray:
-        """(num_states, num_objects, 3) m: settled positions, for ``nearest_state_distance_m``; ends the episode."""
-        rows = []
-        for init_state in init_states:
-            self.reset(init_state, render=False)
-            rows.append(self.movable_positions_m())
-        return np.stack(rows) if rows else np.empty((0, len(self.movable_names), 3))
 
     def close(self) -> None:
         """Free the simulator and its rendering context; calling it twice is fine."""

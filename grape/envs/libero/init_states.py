@@ -71,31 +71,6 @@ def numpy_seed(seed: int | np.ndarray) -> Iterator[None]:
         np.random.set_state(before)
 
 
-def nearest_state_distance_m(test_states: np.ndarray, used_states: np.ndarray) -> np.ndarray:
-    """Distance of each test state to the nearest state that training, tuning or rollouts used.
-
-    The distance of two states is the largest displacement of any movable object, so a small one means that *every*
-    object stands almost where it stood.
-
-    Args:
-        test_states: (num_test, num_objects, 3) m, positions of the movable objects.
-        used_states: (num_used, num_objects, 3) m, same objects in the same order.
-
-    Returns:
-        (num_test,) m; infinite where ``used_states`` is empty.
-
-    Raises:
-        ConfigError: The arrays describe different objects.
-    """
-    if test_states.ndim != 3 or used_states.ndim != 3 or test_states.shape[1:] != used_states.shape[1:]:
-        raise ConfigError(
-            f"got positions of shapes {test_states.shape} and {used_states.shape}, wanted (states, the same objects, 3)"
-        )
-    if not len(used_states):
-        return np.full(len(test_states), np.inf)
-    return np.array([np.linalg.norm(used_states - state, axis=-1).max(axis=1).min() for state in test_states])
-
-
 def _read_npz(path: Path) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import gc
-import sys
 import weakref
 from typing import Any, Literal
 
 import numpy as np
 
+from grape.envs.guards import refuse_tensorflow
 from grape.envs.libero.package import EGL_HELP
 from grape.errors import ConfigError, SimulatorError, did_you_mean
 
@@ -38,7 +38,7 @@ class AgentView:
         import mujoco
         from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
-        refuse_tensorflow()
+        refuse_tensorflow("LIBERO")
         settings = RENDER_PROFILES[profile]
         visual = sim.model._model.vis
         if settings["num_samples"] is not None:
@@ -75,19 +75,6 @@ def _close_if_alive(reference: weakref.ref[AgentView]) -> None:
     view = reference()
     if view is not None:
         view.close()
-
-
-def refuse_tensorflow() -> None:
-    """Refuse to render in a process that has loaded TensorFlow: Mesa's renderer then dies of a segmentation fault.
-
-    Raises:
-        SimulatorError: TensorFlow is loaded.
-    """
-    if "tensorflow" in sys.modules:
-        raise SimulatorError(
-            "TensorFlow is loaded in this process, and LIBERO's pictures would crash it; render in another process, as "
-            "grape.envs.pool.WorkerPool does, or read RLDS data in another one"
-        )
 
 
 def check_render_settings(profile: str, size: int) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from grape.envs.simpler.env import SimplerEnv
 from grape.envs.simpler.tasks import SIMPLER_SUITES, simpler_task, task_names
-from grape.errors import ConfigError
 
 __all__ = ["SIMPLER_SUITES", "SimplerEnv", "make_simpler_env", "simpler_task", "task_names"]
 
@@ -33,9 +30,5 @@ def make_simpler_env(
         MissingDependencyError: ManiSkill or the assets are not installed.
         SimulatorError: The simulation cannot be built, for instance without a Vulkan driver.
     """
-    task = simpler_task(suite, task_id)
-    if max_steps is not None:
-        if max_steps < 1:
-            raise ConfigError(f"got max_steps={max_steps}, wanted at least 1")
-        task = dataclasses.replace(task, max_steps=max_steps)
+    task = simpler_task(suite, task_id).with_max_steps(max_steps)
     return SimplerEnv(task, render_profile=render_profile, camera_size=camera_size)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from grape.envs.guards import checked_action, require_reset
 from grape.envs.protocol import ACTION_DIM, OFFICIAL_SPLIT, InitStateId, Observation, Snapshot, StepResult, TaskSpec
 from grape.envs.simpler import domain as domains
 from grape.envs.simpler.actions import to_maniskill
@@ -71,12 +72,8 @@ class SimplerEnv:
         Raises:
             SimulatorError: Not reset yet, not 7 finite numbers, or the physics diverged.
         """
-        if self._init_state is None:
-            raise SimulatorError("step before reset: call reset(InitStateId('train', 0)) first")
-        values = np.array(action, dtype=np.float32)  # a copy, for restore
-        if values.shape != (ACTION_DIM,) or not np.isfinite(values).all():
-            raise SimulatorError(f"got action {action!r}, wanted {ACTION_DIM} finite numbers")
-        self._advance(values)
+        require_reset(self._init_state, "step")
+        self._advance(checked_action(action))
         return StepResult(self._observe(render), self._success)
 
     def render(self) -> Observation:
@@ -93,14 +90,12 @@ class SimplerEnv:
         PhysX cannot be put into a state exactly: poses are rounded on their way in, and the solver's contacts cannot
         be written at all. Setting the state continues a few millimetres apart; repeating the actions is exact.
         """
-        if self._init_state is None:
-            raise SimulatorError("snapshot before reset: call reset(InitStateId('train', 0)) first")
         actions = np.array(self._actions, dtype=np.float32).reshape(-1, ACTION_DIM)
         return Snapshot(
             simulator="simpler",
             suite=self.task.suite,
             task_id=self.task.task_id,
-            init_state=self._init_state,
+            init_state=require_reset(self._init_state, "snapshot"),
             init_state_hash=self.init_state_hash,
             arrays={"actions": actions, **domains.state_arrays(self.domain)},
         )
@@ -137,14 +132,6 @@ class SimplerEnv:
     def movable_positions_m(self) -> np.ndarray:
         """(num_objects, 3) m, world frame."""
         return self._facts.object_positions_m()
-
-    def placed_positions_m(self, init_states: Sequence[InitStateId]) -> np.ndarray:
-        """(num_states, num_objects, 3) m: settled positions, for ``nearest_state_distance_m``; ends the episode."""
-        rows = []
-        for init_state in init_states:
-            self.reset(init_state, render=False)
-            rows.append(self.movable_positions_m())
-        return np.stack(rows) if rows else np.empty((0, len(self.movable_names), 3))
 
     def close(self) -> None:
         """Free the simulator; calling it twice is fine."""

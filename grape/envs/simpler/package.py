@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from grape.envs.guards import refuse_tensorflow
 from grape.envs.simpler.assets import asset_root, check_assets
 from grape.envs.simpler.tasks import BridgeTask
 from grape.errors import SimulatorError
@@ -43,7 +44,7 @@ def import_tasks(task: BridgeTask) -> ModuleType:
         SimulatorError: TensorFlow is loaded in this process.
     """
     check_assets(asset_root(), task)
-    refuse_tensorflow()
+    refuse_tensorflow("SIMPLER")
     select_driver()
     with quiet():
         require("sapien", extra=EXTRA)
@@ -86,19 +87,6 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.disabled = was_disabled
-
-
-def refuse_tensorflow() -> None:
-    """Refuse to render in a process that has loaded TensorFlow: both bring an LLVM, and Mesa's renderer then dies.
-
-    Raises:
-        SimulatorError: TensorFlow is loaded.
-    """
-    if "tensorflow" in sys.modules:
-        raise SimulatorError(
-            "TensorFlow is loaded in this process, and SIMPLER's pictures would crash it; render in another process, "
-            "as grape.envs.pool.WorkerPool does, or read RLDS data in another one"
-        )
 
 
 def package_versions() -> dict[str, str]:

@@ -18,8 +18,6 @@ class BridgeTask:
 
     environment: str
     """ManiSkill's id, e.g. ``"PutCarrotOnPlateInScene-v1"``."""
-    class_name: str
-    """Its class in ``mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.put_on_in_scene``."""
     scene: str
     """``"flat_table"`` or ``"sink"``."""
     instruction: str
@@ -40,6 +38,11 @@ class BridgeTask:
     """Horizontal distance of the two objects' centres in sampled states."""
 
     @property
+    def class_name(self) -> str:
+        """Of its class in ``mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.put_on_in_scene``."""
+        return self.environment.removesuffix("-v1")
+
+    @property
     def keypoint_names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.objects)
 
@@ -47,7 +50,6 @@ class BridgeTask:
 BRIDGE_TASKS: tuple[BridgeTask, ...] = (
     BridgeTask(
         environment="PutCarrotOnPlateInScene-v1",
-        class_name="PutCarrotOnPlateInScene",
         scene="flat_table",
         instruction="put carrot on plate",
         max_steps=60,
@@ -60,7 +62,6 @@ BRIDGE_TASKS: tuple[BridgeTask, ...] = (
     ),
     BridgeTask(
         environment="StackGreenCubeOnYellowCubeBakedTexInScene-v1",
-        class_name="StackGreenCubeOnYellowCubeBakedTexInScene",
         scene="flat_table",
         instruction="stack the green block on the yellow block",
         max_steps=60,
@@ -73,7 +74,6 @@ BRIDGE_TASKS: tuple[BridgeTask, ...] = (
     ),
     BridgeTask(
         environment="PutSpoonOnTableClothInScene-v1",
-        class_name="PutSpoonOnTableClothInScene",
         scene="flat_table",
         instruction="put the spoon on the towel",
         max_steps=60,
@@ -86,7 +86,6 @@ BRIDGE_TASKS: tuple[BridgeTask, ...] = (
     ),
     BridgeTask(
         environment="PutEggplantInBasketScene-v1",
-        class_name="PutEggplantInBasketScene",
         scene="sink",
         instruction="put eggplant into yellow basket",
         max_steps=120,
