@@ -14,7 +14,7 @@ from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
 
-from grape.errors import ConfigError
+from grape.errors import ConfigError, RecordError
 from grape.trajectory import EpisodeInfo
 
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -278,13 +278,23 @@ def states_to_json(states: Iterable[StateOutcome]) -> list[dict[str, Any]]:
 
 
 def states_from_json(task_id: int, entries: Iterable[Mapping[str, Any]]) -> list[StateOutcome]:
-    """Inverse of ``states_to_json``."""
-    return [
-        StateOutcome(
-            task_id=task_id,
-            init_state_id=entry["id"],
-            init_state_hash=entry["hash"],
-            outcomes=tuple(entry["outcomes"]),
+    """Inverse of ``states_to_json``.
+
+    Raises:
+        RecordError: An entry is no state, a state is there twice, or an outcome is not true, false or null.
+    """
+    states: dict[str, StateOutcome] = {}
+    for entry in entries:
+        try:
+            name, digest, outcomes = str(entry["id"]), str(entry["hash"]), list(entry["outcomes"])
+        except (KeyError, TypeError) as error:
+            raise RecordError(f"task {task_id}: {entry!r} is no state with id, hash and outcomes") from error
+        wrong = [outcome for outcome in outcomes if outcome is not None and not isinstance(outcome, bool)]
+        if wrong or not outcomes:
+            raise RecordError(f"task {task_id}, state {name}: outcomes are {outcomes}, wanted true, false or null")
+        if name in states:
+            raise RecordError(f"task {task_id} has the state {name} twice")
+        states[name] = StateOutcome(
+            task_id=task_id, init_state_id=name, init_state_hash=digest, outcomes=tuple(outcomes)
         )
-        for entry in entries
-    ]
+    return list(states.values())

@@ -11,13 +11,13 @@ import dataclasses
 import io
 import json
 import os
-import tempfile
+import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -64,6 +64,10 @@ class EpisodeInfo:
     goal_predicates: tuple[tuple[str, ...], ...] = ()
     """G parsed goals, e.g. ``(("on", "akita_black_bowl_1", "plate_1"),)``."""
     wall_time_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise ValueError(f"status is {self.status!r}; wanted {', '.join(get_args(Status))}")
 
     @property
     def episode_id(self) -> str:
@@ -120,17 +124,31 @@ _STEP_ARRAYS = ("action_tokens", "token_logps", "sampler_logps", "policy_actions
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` is either absent, old or whole, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """Write ``data`` so that ``path`` is either absent, old or whole, also after a power cut.
+
+    Raises:
+        RecordError: It cannot be written, e.g. because the disk is full or a folder has its name; nothing has changed.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
+        _replace_atomically(path, data)
+    except OSError as error:
+        raise RecordError(
+            f"{path} could not be written ({error.strerror or error}); free some space, or name another place"
+        ) from error
+
+
+def _replace_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # not mkstemp, whose files their owner alone can read: shared folders are read by others, as far as the umask lets
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:

@@ -31,6 +31,7 @@ from grape.envs.libero.experts import PickAndPlaceExpert
 from grape.envs.protocol import InitStateId
 from grape.models import load_policy, new_policy, save_policy
 from grape.models.policy import OpenVLAPolicy
+from grape.rollouts.policy import CROP_KEY
 from grape.trajectory import Trajectory, load_trajectory
 
 TOKEN_WEIGHTS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 1.0)
@@ -137,6 +138,7 @@ class NanoTrainer:
         self.config, self.frames = config, frames
         self.rng = np.random.default_rng(config.seed)
         self.policy = self._make_policy()
+        self.policy.source_config[CROP_KEY] = False  # see jitter_colours
         self.policy.network.to(config.device)
         self.tokens = self.policy.encode_actions(frames.labels, config.unnorm_key)
         # The floor keeps facts that hardly ever change from becoming huge targets.

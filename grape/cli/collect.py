@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 
@@ -55,7 +56,8 @@ def summarize(config: CollectConfig, episodes: list[EpisodeInfo]) -> str:
     ]
     if count["crashed"]:
         lines.append("crashed episodes are never scored or paired; the same command with --resume runs them again")
-    lines.append(f"next: grape score {config.run_dir} --out {config.run_dir}/scores/guided_cost.json")
+    scores = config.run_dir / "scores" / "guided_cost.json"
+    lines.append("next: " + shlex.join(["grape", "score", str(config.run_dir), "--out", str(scores)]))
     return "\n".join(lines)
 
 

@@ -24,6 +24,9 @@ SAME_SETTINGS = (
 SAME_VERSIONS = tuple(library for simulator in SIMULATORS.values() for library in simulator.libraries)
 SAME_SIMULATOR_SETTINGS = ("rendering_device",)
 """What a simulator says of itself and pictures depend on; one that does not say it agrees with itself."""
+PER_TASK = ("assets", "max_steps")
+"""Of a simulator's settings, what belongs to one task: compared elsewhere."""
+RESULT_PARTS = {"tasks": list, "settings": dict, "versions": dict, "simulator_settings": dict, "checkpoint_hash": str}
 OWN_SETTINGS = ("center_crop", "unnorm_key", "prompt_style", "image_resize")
 """Belong to a policy, so they may differ; a difference is mentioned."""
 
@@ -47,7 +50,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read an evaluation's result, given the file or its folder.
 
     Raises:
-        RecordError: There is none, or it is of another kind or format.
+        RecordError: There is none, or it is of another kind or format, or damaged.
     """
     file = path / RESULT_FILE if path.is_dir() else path
     try:
@@ -57,11 +60,15 @@ def read_result(path: Path) -> dict[str, Any]:
             f"{file} cannot be read ({error}); name the {RESULT_FILE} of a finished `grape eval`"
         ) from error
     version = result.get("format_version") if isinstance(result, dict) else None
-    if version != RESULT_FORMAT_VERSION or "tasks" not in result:
+    if version != RESULT_FORMAT_VERSION or not all(isinstance(result.get(n), kind) for n, kind in RESULT_PARTS.items()):
         raise RecordError(
             f"{file} is no evaluation result of format {RESULT_FORMAT_VERSION} (got {version!r}); "
             "name the results.json of `grape eval`"
         )
+    try:
+        all_states(result)
+    except (RecordError, KeyError, TypeError) as error:
+        raise RecordError(f"{file} is damaged ({error}); `grape eval` with --resume writes it again") from error
     return result
 
 
@@ -90,6 +97,17 @@ def _setting(group: dict[str, Any], name: str) -> Any:
     return group.get(name, SETTINGS_BEFORE.get(name))
 
 
+def _circumstances(result: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the two may differ in, but a reader wants to know: libraries, and what the simulator says."""
+    said = {name: value for name, value in result["simulator_settings"].items() if name not in PER_TASK}
+    versions = said.pop("versions", {})
+    return {
+        **{f"version of {name}": value for name, value in result["versions"].items()},
+        **{f"the simulator's {name}": value for name, value in said.items()},
+        **{f"the simulator's version of {name}": value for name, value in versions.items()},
+    }
+
+
 def _require_equal(name: str, first: object, second: object) -> None:
     if first != second:
         raise ConfigError(
@@ -112,6 +130,10 @@ def describe(comparison: Comparison, before: dict[str, Any], after: dict[str, An
         first, second = _setting(before["settings"], name), _setting(after["settings"], name)
         if first != second:
             lines.append(f"note: {name} differs between the policies: {first!r} before, {second!r} after")
+    first, second = _circumstances(before), _circumstances(after)
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name):
+            lines.append(f"note: {name} differs: {first.get(name)!r} before, {second.get(name)!r} after")
     if comparison.observed is None:
         lines.append("no pair is left: in each, the simulator crashed in one arm at least")
     else:

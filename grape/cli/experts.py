@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     with resumable("experts", argv, config.run_dir):
         episodes = demonstrate(config)
     print(success_table(episodes))
-    print(f"next: grape export {config.run_dir} --out DIR --dataset_name NAME, then grape sft")
+    print(f"next: grape export {shlex.quote(str(config.run_dir))} --out DIR --dataset_name NAME, then grape sft")
     return 0
 
 

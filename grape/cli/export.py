@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(ExportConfig, "export", argv)
     for split, count in export_runs(config).items():
         print(f"{split}: {count} episodes")
-    print(f"wrote {config.out / config.dataset_name / VERSION}; fine-tune with: --data_root_dir {config.out} "
-          f"--dataset_name {config.dataset_name}")  # fmt: skip
+    flags = shlex.join(["--data_root_dir", str(config.out), "--dataset_name", config.dataset_name])
+    print(f"wrote {config.out / config.dataset_name / VERSION}; fine-tune with: {flags}")
     return 0
 
 
@@ -112,8 +114,15 @@ def _validation_states(infos: Sequence[EpisodeInfo], fraction: float) -> set[tup
     """A fixed share of each task's initial states, chosen by a checksum of the state's name, not by its place."""
     chosen: set[tuple[str, int, str]] = set()
     states = {_state(info) for info in infos}
-    for suite, task_id in {state[:2] for state in states}:
+    for suite, task_id in sorted({state[:2] for state in states}):
         of_task = [state for state in states if state[:2] == (suite, task_id)]
         of_task.sort(key=lambda state: (zlib.crc32(repr(state).encode()), state))
-        chosen.update(of_task[: math.floor(fraction * len(of_task))])
+        count = math.floor(fraction * len(of_task))
+        if fraction and not count:
+            print(
+                f"warning: val_fraction {fraction:g} of {suite} task {task_id}'s initial states ({len(of_task)}) is "
+                "less than one: none is held out for validation",
+                file=sys.stderr,
+            )
+        chosen.update(of_task[:count])
     return chosen

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from grape.cli.arguments import parse_config
 from grape.config.model import MergeConfig
+from grape.errors import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Load, merge, write; the folder appears whole or not at all."""
     config = parse_config(MergeConfig, "merge", argv)
+    for source in (config.vla_path, config.adapter):
+        if Path(source).exists() and Path(source).resolve().is_relative_to(config.out.resolve()):
+            raise ConfigError(f"--out {config.out} would replace {source}, which is read; choose another folder")
     from grape.models import load_policy, save_policy
     from grape.models.checkpoint import check_target
 

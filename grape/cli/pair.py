@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from grape.cli.arguments import parse_config
+from grape.cli.score import FORMAT_VERSION
 from grape.config.pair import PairConfig
 from grape.errors import PairingError, RecordError
 from grape.preferences import PairingReport, ScoredEpisode, pair_episodes
@@ -30,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     report = pair_runs(config)
     print(report.text())
     if not config.dry_run:
-        print(f"wrote {config.out}; train with: --chosen_traj_dir {config.out / 'chosen'} "
-              f"--rejected_traj_dir {config.out / 'rejected'} --dataset_name {config.dataset_name}")  # fmt: skip
+        flags = ["--chosen_traj_dir", str(config.out / "chosen"), "--rejected_traj_dir", str(config.out / "rejected")]
+        print(f"wrote {config.out}; train with: {shlex.join([*flags, '--dataset_name', config.dataset_name])}")
     return 0
 
 
@@ -86,7 +88,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     """Read a scores file.
 
     Raises:
-        RecordError: It is missing or not a scores file.
+        RecordError: It is missing, or not a scores file of this format.
     """
     try:
         scores = json.loads(path.read_text())
@@ -94,6 +96,15 @@ def read_scores(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path} is not a readable scores file ({error}); make one with: grape score RUN") from error
     if not isinstance(scores, dict) or not isinstance(scores.get("episodes"), dict):
         raise RecordError(f'{path} has no "episodes"; make a scores file with: grape score RUN')
+    version = scores.get("format_version", FORMAT_VERSION)  # scores of other origin need not name one
+    if version != FORMAT_VERSION:
+        raise RecordError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}")
+    for name, entry in scores["episodes"].items():
+        score = entry.get("score") if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or isinstance(score, bool) or not isinstance(score, int | float | None):
+            raise RecordError(
+                f"{path}: the score of {name} is {score!r}; wanted a number; score again with: grape score"
+            )
     return scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from grape.errors import ConfigError, ConstraintError, RecordError, did_you_mean
 from grape.rewards import REWARDS, GuidedCost, external_reward, self_reward, stage_costs
 from grape.rewards.guided_cost import TERMS
 from grape.rewards.ranking import describe_ranking
-from grape.rollouts.store import RolloutStore
-from grape.trajectory import EpisodeInfo, load_info, load_trajectory, write_bytes_atomic
+from grape.rollouts.store import RolloutStore, read_info
+from grape.trajectory import EpisodeInfo, load_trajectory, write_bytes_atomic
 
 FORMAT_VERSION = 1
 REWARD = "guided_cost"
@@ -39,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     print(format_report(scores))
     if config.plot is not None:
         write_plot(config.plot, scores)
-    runs = " ".join(str(run) for run in config.runs)
-    print(f"wrote {out}; pair with: grape pair {runs} --scores {out} --out DIR --dataset_name NAME")
+    pair = shlex.join(["grape", "pair", *map(str, config.runs), "--scores", str(out)])
+    print(f"wrote {out}; pair with: {pair} --out DIR --dataset_name NAME")
     return 0
 
 
@@ -101,7 +102,7 @@ def score_runs(config: ScoreConfig) -> dict[str, Any]:
     terms: dict[str, EpisodeTerms] = {}
     unscored: dict[str, str] = {}
     for path in tqdm(list(episode_paths(config.runs)), desc="score", unit="episode", disable=None):
-        info = load_info(path)
+        info = read_info(path)
         if info.status == "crashed":
             unscored[info.episode_id] = f"crashed: {info.error}"
             continue

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 
 from grape.cli.arguments import parse_config, resume_command
-from grape.config.train import TrainConfig
+from grape.config.train import TrainConfig, check_train_config
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, train, and say where the adapter is."""
     config = parse_config(TrainConfig, "train", argv)
+    check_train_config(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from grape.trainer.loop import train  # torch and transformers: not needed for --help
+    from grape.trainer.loop import train  # torch and transformers: seconds that --help and wrong flags need not take
 
     try:
         adapter_dir = train(config)

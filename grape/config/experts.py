@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from grape.config.collect import OFFICIAL_SPLIT
+from grape.config.collect import OFFICIAL_SPLIT, check_workers
 from grape.config.inputs import ImageResize, PromptStyle
 from grape.errors import ConfigError
 
@@ -57,6 +57,14 @@ class ExpertsConfig:
     """A simulator that does not answer for this many seconds counts as crashed."""
 
     def __post_init__(self) -> None:
+        check_workers(self.num_workers, self.step_timeout_s, self.max_steps)
+        if self.image_size < 1:
+            raise ConfigError(f"image_size is {self.image_size}; it must be at least 1")
+        if not 0 <= self.jitter < float("inf"):
+            raise ConfigError(f"jitter is {self.jitter}; it must be finite, and 0 or more")
+        for name in ("burst_probability", "start_burst_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")
         if self.student is None and self.temperature != 0:
             raise ConfigError(f"temperature is {self.temperature}, but no student samples; name one, or leave it at 0")
         if self.student is not None and (self.jitter or self.burst_probability or self.start_burst_probability):

@@ -27,7 +27,7 @@ class MergeConfig:
     device: str = "cpu"
     """Where to compute; a 7 B model in bfloat16 needs 15 GB there."""
     overwrite: bool = False
-    """Replace ``out`` where it exists."""
+    """Replace ``out`` where it exists; never a folder that is read."""
 
 
 @dataclass(frozen=True, kw_only=True)

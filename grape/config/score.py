@@ -7,7 +7,6 @@ C_s = Σ_c β_c·max(0, C_sc − τ_sc) for each stage s and cost c.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,9 @@ from typing import Literal
 from tyro.conf import Positional
 
 from grape.errors import ConfigError
+
+LARGEST = 1e12
+"""Of any setting: beyond it nothing is left of the other terms' digits, and far beyond it scores overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,10 @@ class GuidedCostConfig:
             if spec.name.startswith("tau_") and not numbers:
                 raise ConfigError(f"{spec.name} is empty; give one number, or one for each stage")
             for number in numbers:
-                if not math.isfinite(number) or (number < 0 and not spec.name.startswith("lambda_")):
-                    raise ConfigError(f"{spec.name} is {number}; a finite number >= 0 is wanted")
+                if number < 0 and not spec.name.startswith("lambda_"):
+                    raise ConfigError(f"{spec.name} is {number}; a number >= 0 is wanted")
+                if not abs(number) <= LARGEST:  # nor is it nan
+                    raise ConfigError(f"{spec.name} is {number}; a number of at most {LARGEST:g} is wanted")
         if self.self_probability_floor >= 1:
             raise ConfigError(f"self_probability_floor is {self.self_probability_floor}; it must be below 1")
 

@@ -6,10 +6,12 @@ Names are those of OpenVLA's own fine-tuning script where it has the field, else
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from grape.config.folders import check_run_folders
 from grape.config.inputs import ImageResize, PromptStyle
 from grape.errors import ConfigError
 
@@ -32,7 +34,8 @@ class SFTConfig:
     run_name: str | None = None
     """Name of the run's folder; ``None``: made from checkpoint, data set, batch, learning rate and adapter."""
     adapter_tmp_dir: Path | None = None
-    """Where given, the newest adapter is also kept at ``<adapter_tmp_dir>/<run name>``, as ``grape train`` does."""
+    """Where given, the newest adapter is also kept at ``<adapter_tmp_dir>/<run name>``, as ``grape train`` does. An
+    earlier adapter there is replaced; a folder that holds anything else is refused."""
 
     max_steps: int = 10_000
     """Optimiser steps of the run; the data set is repeated, in another order each time, as long as they last."""
@@ -204,6 +207,7 @@ def check_sft_config(config: SFTConfig) -> None:
         raise ConfigError("image_aug=True takes a random crop of each picture in place of center_crop; leave one out")
     if config.val_split is not None and config.val_fraction:
         raise ConfigError(f"val_split={config.val_split!r} and val_fraction={config.val_fraction}: give one of them")
+    check_run_folders(config.run_root_dir, config.effective_run_name, config.adapter_tmp_dir)
     _check_ranges(config)
 
 
@@ -222,13 +226,15 @@ def _check_ranges(config: SFTConfig) -> None:
         if values[name] < 1:
             raise ConfigError(f"{name}={values[name]}: want at least 1")
     for name in _AT_LEAST_ZERO:
-        if values[name] < 0:
-            raise ConfigError(f"{name}={values[name]}: want 0 or more")
+        if not 0 <= values[name] < math.inf:
+            raise ConfigError(f"{name}={values[name]}: want 0 or more, and finite")
     for name in _SHARES:
         if not 0 <= values[name] < 1:
             raise ConfigError(f"{name}={values[name]}: want 0 to below 1")
-    if not config.learning_rate > 0:
-        raise ConfigError(f"learning_rate={config.learning_rate}: want more than 0")
+    if not 0 < config.learning_rate < math.inf:
+        raise ConfigError(f"learning_rate={config.learning_rate}: want more than 0, and finite")
+    if config.lora_alpha is not None and config.lora_alpha < 1:
+        raise ConfigError(f"lora_alpha={config.lora_alpha}: want at least 1, or None")
     if config.dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"dtype={config.dtype!r}: want auto, float32 or bfloat16")
     if config.wandb_entity and not config.wandb_project:

@@ -28,6 +28,8 @@ class StatesConfig:
             parse_state_range(text)
         if not self.task_ids:
             raise ConfigError("task_ids is empty; name at least one task")
+        if not self.used:
+            raise ConfigError("used is empty; name the states to measure the distance to, e.g. train/0-199")
 
 
 def parse_state_range(text: str) -> tuple[str, range]:

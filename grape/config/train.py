@@ -7,10 +7,12 @@ differs from the release, the field says so. The rest is ours.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from grape.config.folders import check_run_folders
 from grape.config.inputs import ImageResize, PromptStyle
 from grape.errors import ConfigError
 
@@ -30,7 +32,8 @@ class TrainConfig:
     run_root_dir: Path = Path("runs")
     """Runs are written to ``<run_root_dir>/<run name>``."""
     adapter_tmp_dir: Path = Path("adapter-tmp")
-    """The newest adapter is also kept at ``<adapter_tmp_dir>/<run name>``, in peft's format, as the release does."""
+    """The newest adapter is also kept at ``<adapter_tmp_dir>/<run name>``, in peft's format, as the release does. An
+    earlier adapter there is replaced; a folder that holds anything else is refused."""
 
     batch_size: int = 1
     """Examples (pairs; window pairs with ``--objective window``) per process and accumulation step."""
@@ -176,6 +179,7 @@ def check_train_config(config: TrainConfig) -> None:
             "use_quantization=True: a 4-bit base is not implemented in this version; memory does not grow with the "
             "trajectory here, so lower --micro_batch_size instead"
         )
+    check_run_folders(config.run_root_dir, config.effective_run_name, config.adapter_tmp_dir)
     _check_ranges(config)
 
 
@@ -198,13 +202,14 @@ def _check_ranges(config: TrainConfig) -> None:
         if values[name] < 1:
             raise ConfigError(f"{name}={values[name]}: want at least 1")
     for name in _AT_LEAST_ZERO:
-        if values[name] < 0:
-            raise ConfigError(f"{name}={values[name]}: want 0 or more")
+        if not 0 <= values[name] < math.inf:
+            raise ConfigError(f"{name}={values[name]}: want 0 or more, and finite")
     for name in ("beta", "learning_rate"):
-        if not values[name] > 0:
-            raise ConfigError(f"{name}={values[name]}: want more than 0")
-    if config.max_steps is not None and config.max_steps < 1:
-        raise ConfigError(f"max_steps={config.max_steps}: want at least 1, or None")
+        if not 0 < values[name] < math.inf:
+            raise ConfigError(f"{name}={values[name]}: want more than 0, and finite")
+    for name in ("max_steps", "lora_alpha"):
+        if values[name] is not None and values[name] < 1:
+            raise ConfigError(f"{name}={values[name]}: want at least 1, or None")
     if not 0 <= config.label_smoothing < 0.5:
         raise ConfigError(f"label_smoothing={config.label_smoothing}: want 0 to below 0.5")
     if not 0 <= config.lora_dropout < 1:

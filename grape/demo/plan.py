@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from grape.errors import ConfigError, did_you_mean
 TEST_SPLIT = OFFICIAL_SPLIT
 TEST = "two-sided exact McNemar, one look"
 """The only test that is implemented."""
+_KINDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,10 @@ class StateRange:
 
     def __str__(self) -> str:
         return f"{self.split}/{self.first}-{self.first + self.num_per_task - 1}"
+
+    def overlaps(self, indices: range) -> bool:
+        """Whether one of these states is among ours."""
+        return indices.start < self.first + self.num_per_task and self.first < indices.stop
 
     def shifted(self, blocks: int) -> StateRange:
         """The range of the same size, ``blocks`` ranges further on."""
@@ -93,6 +99,13 @@ class DemoPlan:
             raise ConfigError("rollout_states are official states, which are for testing only; name another split")
         if self.rollout_states.split == self.test_states.split:
             raise ConfigError(f"rollouts and test share the split {self.test_states.split!r}; name two different ones")
+        for text in self.used_states:
+            split, indices = parse_state_range(text)
+            if split == self.test_states.split and self.test_states.overlaps(indices):
+                raise ConfigError(
+                    f"used_states {text!r} overlap with test_states {self.test_states}: the policy has seen what it is "
+                    "to be tested on; name other test_states"
+                )
         if self.iterations < 1 or not 0 < self.alpha < 1:
             raise ConfigError(f"iterations is {self.iterations} (at least 1), alpha {self.alpha} (between 0 and 1)")
 
@@ -151,13 +164,17 @@ def parse_plan(content: Any, source: str) -> DemoPlan:
         values[name] = StateRange(**_checked(values[name], StateRange, f"{source}: {name}"))
     for name in STAGE_FLAGS:
         check_flags(name, values.get(name, {}), source)
-    values["used_states"] = tuple(values.get("used_states", ()))
+    values["used_states"] = tuple(_list_of(str, values.get("used_states", []), f"{source}: used_states"))
     for text in values["used_states"]:
         try:
             parse_state_range(text)
         except ConfigError as error:
             raise ConfigError(f"{source}: used_states: {error}") from error
-    values["tasks"] = {suite: tuple(ids) for suite, ids in values["tasks"].items()}
+    if not isinstance(values["tasks"], dict):
+        raise ConfigError(f"{source}: tasks: wanted suites with lists of task ids, got {values['tasks']!r}")
+    values["tasks"] = {
+        suite: tuple(_list_of(int, ids, f"{source}: tasks: {suite}")) for suite, ids in values["tasks"].items()
+    }
     return DemoPlan(**values)
 
 
@@ -172,4 +189,18 @@ def _checked(content: Any, kind: type, source: str) -> dict[str, Any]:
         required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         if required and name not in content:
             raise ConfigError(f"{source}: the entry {name!r} is missing")
+    hints = typing.get_type_hints(kind)
+    for name, value in content.items():
+        if hints[name] in _KINDS and not _is_of(hints[name], value):
+            raise ConfigError(f"{source}: {name}: wanted {_KINDS[hints[name]]}, got {value!r}")
     return dict(content)
+
+
+def _list_of(kind: type, value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not all(_is_of(kind, one) for one in value):
+        raise ConfigError(f"{where}: wanted a list in which each entry is {_KINDS[kind]}, got {value!r}")
+    return value
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)  # isinstance would take true for a number

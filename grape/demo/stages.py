@@ -168,11 +168,15 @@ def open_run(
         Both, as they were when the run started.
 
     Raises:
-        RecordError: Another process uses the folder.
+        RecordError: Another process uses the folder, or it cannot be written.
         ConfigError: The folder holds a run with other settings; the first difference is named.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".demo.lock", "a") as lock:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / ".demo.lock", "a")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise RecordError(f"cannot write into {run_dir} ({error}); pass another --run_dir") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

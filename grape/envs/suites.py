@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from grape.envs import libero, simpler
+from grape.envs.libero import rendering as libero_rendering
 from grape.envs.libero.actions import to_libero
 from grape.envs.libero.package import warn_of_newer_mujoco
 from grape.envs.protocol import Env, TaskSpec
+from grape.envs.simpler import env as simpler_env
 from grape.envs.simpler.actions import to_maniskill
 from grape.errors import ConfigError, did_you_mean
 
@@ -36,6 +38,8 @@ class Simulator:
     """A policy's action (gripper in [0, 1], 1 open) as the simulator takes it; the same as the ``Env``'s own."""
     camera_size: int
     """Height of the picture where none is asked for, pixels: the benchmark's own."""
+    camera_sizes: range
+    """Heights that may be asked for, pixels."""
     render_profiles: tuple[str, ...]
     unseen: Mapping[str, Any]
     """Cheapest settings of ``make_env``, for when nobody looks at the pictures."""
@@ -61,6 +65,7 @@ SIMULATORS: dict[str, Simulator] = {
         make_env=libero.make_libero_env,
         to_simulator_action=to_libero,
         camera_size=256,
+        camera_sizes=libero_rendering.CAMERA_SIZES,
         render_profiles=("faithful", "fast"),
         unseen={"render_profile": "fast", "camera_size": 64},
         collect_consecutive_successes=1,
@@ -76,6 +81,7 @@ SIMULATORS: dict[str, Simulator] = {
         make_env=simpler.make_simpler_env,
         to_simulator_action=to_maniskill,
         camera_size=480,
+        camera_sizes=simpler_env.CAMERA_SIZES,
         render_profiles=("faithful",),
         unseen={"render_profile": "faithful", "camera_size": 48},
         collect_consecutive_successes=6,  # as GRAPE's collector

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +13,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from grape.errors import CheckpointError, ConfigError
+from grape.models.folder import TRAINING_FILE, read_json
 from grape.models.openvla import is_unused, lora_target_pattern
 
 if TYPE_CHECKING:
     from grape.models.policy import OpenVLAPolicy
 
 MAX_DEFAULT_ALPHA = 32  # GRAPE's alpha = min(rank, 32)
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LOG = logging.getLogger(__name__)
 
 
 def add_adapter(
@@ -41,6 +45,25 @@ def add_adapter(
     return peft.get_peft_model(policy.network, config)  # type: ignore[arg-type]
 
 
+def warn_of_other_base(policy: OpenVLAPolicy, directory: Path) -> None:
+    """Warn where an adapter says that it was trained on other weights; those of the original code do not say.
+
+    Raises:
+        CheckpointError: Its training.json is damaged.
+    """
+    path = directory / TRAINING_FILE
+    trained_on = read_json(path).get("base_checkpoint_hash") if path.is_file() else None
+    if trained_on and trained_on != policy.checkpoint_hash:
+        _LOG.warning(
+            "adapter %s was trained on weights with hash %s, but %s has %s: together they are a policy that nobody "
+            "trained. Pass the checkpoint that it was trained on.",
+            directory,
+            str(trained_on)[:12],
+            policy.name,
+            policy.checkpoint_hash[:12],
+        )
+
+
 def load_adapter(policy: OpenVLAPolicy, directory: Path, *, trainable: bool = False) -> nn.Module:
     """Wrap the network with a stored adapter, ours or the original code's.
 
@@ -51,7 +74,7 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path, *, trainable: bool = Fa
     from safetensors import SafetensorError, safe_open
 
     weights = directory / ADAPTER_WEIGHTS
-    for path in (directory / "adapter_config.json", weights):
+    for path in (directory / ADAPTER_CONFIG, weights):
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; wanted an adapter folder as peft writes it")
     try:
@@ -78,6 +101,7 @@ def save_adapter(policy: OpenVLAPolicy, directory: Path) -> None:
     """Write the adapter in peft's format; the original code loads it, too."""
     # The output layer is never adapted, so there is nothing to look for in the base model's hub repository.
     policy.model.save_pretrained(directory, save_embedding_layers=False)  # type: ignore[operator]
+    shutil.copymode(directory / ADAPTER_CONFIG, directory / ADAPTER_WEIGHTS)  # not safetensors' own, private one
 
 
 def merge(policy: OpenVLAPolicy) -> None:

@@ -11,8 +11,8 @@ import functools
 import hashlib
 import json
 import logging
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def load_policy(
     Args:
         path_or_hub_id: Folder in the published layout, or hub id (downloaded through huggingface_hub).
         adapter: LoRA folder or hub id, ours or the original code's. Action statistics in its dataset_statistics.json
-            join the checkpoint's; where both have an entry of one name, the adapter's wins.
+            join the checkpoint's; where both have an entry of one name, the adapter's wins. One that says it was
+            trained on other weights is loaded with a warning.
         device: ``"auto"`` (a GPU where there is one) or torch's name for it.
         dtype: ``"auto"`` (bfloat16 on a GPU, float32 on a CPU), ``"stored"``, or a torch type's name.
         attn_implementation: ``"sdpa"``, ``"eager"``, or ``"flash_attention_2"`` where flash-attn is installed.
@@ -96,6 +97,7 @@ def load_policy(
     )
     if adapter is not None:
         adapter_directory = resolve_folder(adapter)
+        adapters.warn_of_other_base(policy, adapter_directory)
         policy.model = adapters.load_adapter(policy, adapter_directory).eval()
         own_statistics = read_statistics(adapter_directory, {})
         policy.norm_stats, policy.adapter_keys = {**policy.norm_stats, **own_statistics}, frozenset(own_statistics)
@@ -131,12 +133,15 @@ def save_policy(
     state = policy.network.state_dict()
     if dtype is not None:
         state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()  # not mkdtemp's private one: the umask decides who may read the checkpoint
         for name, content in checkpoint_files(policy, next(iter(state.values())).dtype).items():
             (temporary / name).write_bytes(content)
         write_tensors(state, temporary, **({} if shard_bytes is None else {"shard_bytes": shard_bytes}))
+        for path in temporary.glob("*.safetensors"):
+            shutil.copymode(temporary / CONFIG_FILE, path)  # safetensors makes files that their owner alone can read
         replace_folder(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own error
         raise CheckpointError(f"{target} cannot be written: {error}; nothing was changed") from error

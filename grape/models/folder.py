@@ -29,15 +29,16 @@ ASSET_NAMES = (
     "modeling_prismatic.py",
     "processing_prismatic.py",
 )
+TRAINING_FILE = "training.json"
+"""Beside an adapter that was trained here: on which base, with which settings."""
 NUM_NAMES_SHOWN = 5
-HUB_PATTERNS = [*ASSET_NAMES, "adapter_config.json", "*.safetensors", INDEX_FILE]
+HUB_PATTERNS = [*ASSET_NAMES, "adapter_config.json", TRAINING_FILE, "*.safetensors", INDEX_FILE]
 
 
 def replace_folder(new: Path, target: Path) -> None:
     """Move a finished folder into place, durably; an old one disappears only then."""
     for path in new.iterdir():
         _sync(path)
-    os.chmod(new, 0o755)  # mkdtemp's folders are private
     if target.exists():
         retired = new.with_name(new.name + ".old")
         target.rename(retired)
@@ -67,7 +68,8 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
         return path
     name = str(path_or_hub_id)
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"{name} is {'a file' if path.exists() else 'no folder'}; wanted one.{_neighbours(path)}")
+        problem = "is a file; wanted a folder." if path.exists() else "does not exist; wanted a folder."
+        raise CheckpointError(f"{name} {problem}{_neighbours(path)}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 

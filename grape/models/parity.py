@@ -33,9 +33,9 @@ FLOAT32_TOLERANCE = 1e-4
 """Kernels of other versions add up in another order; measured 3e-6."""
 ACTION_TOLERANCE = 1e-12
 """Unnormalised actions are computed in float64 from equal ids; only the order of additions may differ."""
-CROP_TOLERANCE_LEVELS = 1
+CROP_TOLERANCE_LEVELS = 1.0
 """Interpolation in float32 rounds some exact halves to the other side; measured: 1 level in 1 of 20,000 values."""
-PICTURE_TOLERANCE_LEVELS = 2
+PICTURE_TOLERANCE_LEVELS = 2.0
 """Mean over a picture; TensorFlow's JPEG decoder uses a faster, less exact transform (docs/parity.md)."""
 
 
@@ -63,10 +63,12 @@ def run_checks(directory: Path, *, attn_implementation: str = "sdpa", device: st
     """Run every check whose golden files are in the folder or one level below it.
 
     Raises:
-        CheckpointError: The folder holds nothing to compare with, or golden files are damaged.
+        CheckpointError: There is no such folder, it holds nothing to compare with, or golden files are damaged.
     """
     checks: list[Check] = []
-    folders = [directory, *sorted(path for path in directory.iterdir() if path.is_dir())] if directory.is_dir() else []
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} {'is a file' if directory.exists() else 'does not exist'}; wanted a folder")
+    folders = [directory, *sorted(path for path in directory.iterdir() if path.is_dir())]
     for folder in folders:
         if (folder / CASES_FILE).is_file():
             checks += check_checkpoint(folder, attn_implementation=attn_implementation, device=device)

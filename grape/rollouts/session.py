@@ -15,11 +15,11 @@ from grape.config.evaluate import EvaluateConfig
 from grape.envs.pool import EnvSpec, WorkerPool
 from grape.envs.protocol import InitStateId
 from grape.envs.suites import SIMULATORS, Simulator, find_simulator
-from grape.errors import ConfigError, RecordError
+from grape.errors import ConfigError, RecordError, SimulatorError
 from grape.optional import installed_versions
 from grape.rollouts.engine import RolloutSettings, run_rollouts
 from grape.rollouts.jobs import RolloutJob
-from grape.rollouts.policy import Policy, SampledVLA, choose_unnorm_key
+from grape.rollouts.policy import Policy, SampledVLA, choose_unnorm_key, note_other_crop
 from grape.rollouts.progress import RolloutProgress
 from grape.rollouts.store import RunWriter
 from grape.trajectory import EpisodeInfo, Trajectory
@@ -32,13 +32,17 @@ def plan_jobs(config: CollectConfig | EvaluateConfig) -> list[RolloutJob]:
     """List every episode of a run, grouped by task; no simulator is started.
 
     Raises:
-        ConfigError: The suite, a task, an official state or the render profile does not exist.
+        ConfigError: The suite, a task, an official state, the render profile or the camera size does not exist.
     """
     suite, num_states = config.task_suite_name, _num_states(config)
     simulator = find_simulator(suite)
     if config.render_profile not in simulator.render_profiles:
         known = ", ".join(simulator.render_profiles)
         raise ConfigError(f"render_profile is {config.render_profile!r}, but {simulator.name} has only: {known}")
+    size, sizes = _camera_size(config, simulator), simulator.camera_sizes
+    if size not in sizes:
+        steps = f" in steps of {sizes.step}" if sizes.step > 1 else ""
+        raise ConfigError(f"camera_size is {size}; {simulator.name} has {sizes[0]} to {sizes[-1]} pixels{steps}")
     states = [InitStateId(config.init_split, config.first_state + offset) for offset in range(num_states)]
     jobs = []
     for task_id in config.task_ids or range(len(simulator.task_names(suite))):
@@ -49,7 +53,7 @@ def plan_jobs(config: CollectConfig | EvaluateConfig) -> list[RolloutJob]:
             suite=suite,
             task_id=task_id,
             render_profile=config.render_profile,
-            camera_size=_camera_size(config, simulator),
+            camera_size=size,
             max_steps=config.max_steps,
         )
         jobs += [
@@ -84,8 +88,14 @@ def _consecutive_successes(config: CollectConfig | EvaluateConfig, simulator: Si
 
 
 def open_policy(config: CollectConfig | EvaluateConfig) -> SampledVLA:
-    """Load the checkpoint, with its adapter, and fix the sampling settings."""
+    """Load the checkpoint, with its adapter, and fix the sampling settings.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or has no usable action statistics for the suite.
+        ConfigError: A setting cannot be honoured.
+    """
     from grape.models import load_policy
+    from grape.models.statistics import action_range
 
     print(f"loading {config.pretrained_checkpoint}", file=sys.stderr)
     policy = load_policy(
@@ -96,16 +106,19 @@ def open_policy(config: CollectConfig | EvaluateConfig) -> SampledVLA:
         attn_implementation=config.attn_implementation,
     )
     policy.use_prompt_style(config.prompt_style)
+    unnorm_key = choose_unnorm_key(
+        policy.norm_stats,
+        config.task_suite_name,
+        config.unnorm_key,
+        adapter_keys=policy.adapter_keys,
+        alternatives=find_simulator(config.task_suite_name).statistics,
+    )
+    action_range(policy.norm_stats, unnorm_key)  # refuses damaged ones here, before there is a run folder
+    note_other_crop(policy.source_config, config.adapter, center_crop=config.center_crop)
     return SampledVLA(
         policy,
         name=config.pretrained_checkpoint + (f" + {config.adapter}" if config.adapter else ""),
-        unnorm_key=choose_unnorm_key(
-            policy.norm_stats,
-            config.task_suite_name,
-            config.unnorm_key,
-            adapter_keys=policy.adapter_keys,
-            alternatives=find_simulator(config.task_suite_name).statistics,
-        ),
+        unnorm_key=unnorm_key,
         temperature=config.temperature,
         top_p=config.top_p,
         center_crop=config.center_crop,
@@ -184,6 +197,9 @@ def run_session(
 
     Returns:
         Headers of all episodes of the run, in the order of ``jobs``.
+
+    Raises:
+        SimulatorError: Every episode of the run crashed, or so many in a row that it was given up.
     """
 
     def sink(trajectory: Trajectory) -> None:
@@ -202,7 +218,13 @@ def run_session(
         with pool, cores_left_by(num_workers):
             for _ in range(num_attempts):
                 _attempt(policy, jobs, writer, pool, seed, sink)
-    return [writer.info(job.episode_id) for job in jobs]
+    episodes = [writer.info(job.episode_id) for job in jobs]
+    if all(episode.status == "crashed" for episode in episodes):
+        raise SimulatorError(
+            f"all {len(episodes)} episodes crashed, the last one with: {episodes[-1].error}; they are recorded as "
+            "crashed: mend the cause, then continue with --resume"
+        )
+    return episodes
 
 
 def _attempt(

@@ -42,6 +42,7 @@ class RolloutStore:
             raise RecordError(
                 f"{self.run_dir} holds no run: there is no run.json; name a folder made by `grape collect`"
             )
+        _read_run(self.run_dir)
 
     @property
     def run(self) -> dict[str, Any]:
@@ -58,10 +59,10 @@ class RolloutStore:
     def infos(self) -> Iterator[EpisodeInfo]:
         """Headers of all stored episodes, in order of their ids; pictures are not read."""
         for path in sorted(self._paths()):
-            yield _read_info(path)
+            yield read_info(path)
 
     def info(self, episode_id: str) -> EpisodeInfo:
-        return _read_info(self._require(episode_id))
+        return read_info(self._require(episode_id))
 
     def load(self, episode_id: str) -> Trajectory:
         """Read one episode.
@@ -131,7 +132,7 @@ class RunWriter(RolloutStore):
             resume: Continue a run that is there; on an empty folder it simply starts.
 
         Raises:
-            RecordError: The folder is in use, already holds a run, or holds one with other settings.
+            RecordError: The folder is in use, already holds a run, or holds one with other or unknown settings.
         """
         self.run_dir = Path(run_dir)
         self.episodes_dir = self.run_dir / "episodes"
@@ -145,6 +146,11 @@ class RunWriter(RolloutStore):
             wanted = _as_json({"settings": settings, "versions": versions or {}, "keep": keep})
             if (self.run_dir / "run.json").exists():
                 _check_resumable(self.run_dir, _read_run(self.run_dir), wanted, resume=resume)
+            elif self._paths():
+                raise RecordError(
+                    f"{self.run_dir} holds episodes but no run.json, so nothing says with which settings they were "
+                    "made; bring it back, or choose another folder"
+                )
             else:
                 content = {"format_version": RUN_FORMAT_VERSION, **wanted, "details": _as_json(details or {})}
                 _write(self.run_dir / "run.json", json.dumps(content, indent=2).encode())
@@ -166,8 +172,8 @@ class RunWriter(RolloutStore):
             else:
                 content = json.dumps(dataclasses.asdict(trajectory.info)).encode()
                 write_bytes_atomic(self.episodes_dir / f"{episode_id}.json", content)
-        except OSError as error:
-            raise _write_error(self.run_dir, f"episode {episode_id}", error) from error
+        except RecordError as error:
+            raise _write_error(error) from error
 
     def close(self) -> None:
         """Release the lock."""
@@ -217,8 +223,8 @@ def _check_resumable(run_dir: Path, stored: Mapping[str, Any], wanted: Mapping[s
                     f"{run_dir} was started with {name} = {old!r}, now it is {new!r}; "
                     "resume with the first, or choose another folder for the second"
                 )
-    if stored["keep"] != wanted["keep"]:
-        raise RecordError(f"{run_dir} keeps each episode's {stored['keep']}, not its {wanted['keep']}")
+    if stored.get("keep") != wanted["keep"]:
+        raise RecordError(f"{run_dir} keeps each episode's {stored.get('keep')}, not its {wanted['keep']}")
 
 
 def _read_run(run_dir: Path) -> dict[str, Any]:
@@ -226,6 +232,10 @@ def _read_run(run_dir: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         version = content["format_version"]
+        if version == RUN_FORMAT_VERSION and not all(
+            isinstance(content[name], dict) for name in ("settings", "versions")
+        ):
+            raise TypeError("settings and versions must be objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} cannot be read ({error}); it was not written by this toolkit") from error
     if version != RUN_FORMAT_VERSION:
@@ -233,9 +243,21 @@ def _read_run(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-def _read_info(path: Path) -> EpisodeInfo:
-    if path.suffix == ".npz":
-        return load_info(path)
+def read_info(path: Path) -> EpisodeInfo:
+    """Header of one episode file of a run folder.
+
+    Raises:
+        RecordError: It is missing or damaged, or holds another episode than its name says.
+    """
+    info = load_info(path) if path.suffix == ".npz" else _read_outcome(path)
+    if info.episode_id != path.stem:
+        raise RecordError(
+            f"{path} holds the episode {info.episode_id}: it was copied or renamed; give it that name, or remove it"
+        )
+    return info
+
+
+def _read_outcome(path: Path) -> EpisodeInfo:
     try:
         header = json.loads(path.read_text())
         header["keypoint_names"] = tuple(header["keypoint_names"])
@@ -248,14 +270,13 @@ def _read_info(path: Path) -> EpisodeInfo:
 def _write(path: Path, data: bytes) -> None:
     try:
         write_bytes_atomic(path, data)
-    except OSError as error:
-        raise _write_error(path.parent, path.name, error) from error
+    except RecordError as error:
+        raise _write_error(error) from error
 
 
-def _write_error(run_dir: Path, what: str, error: OSError) -> RecordError:
+def _write_error(error: RecordError) -> RecordError:
     return RecordError(
-        f"{what} could not be written to {run_dir} ({error.strerror or error}); "
-        "all earlier episodes are safe and no partial file was left: free some space, then continue with --resume"
+        f"{error}; all earlier episodes are safe and no partial file was left: then continue with --resume"
     )
 
 

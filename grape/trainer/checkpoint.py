@@ -26,13 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grape.errors import CheckpointError, TrainingError
+from grape.errors import CheckpointError, ConfigError, TrainingError
 
 FORMAT_VERSION = 1
 _LOG = logging.getLogger(__name__)
 _PREFIX = "step-"
 _MANIFEST = "manifest.json"
 _STATE = "state.pt"
+_ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "training.json"}
+_ADAPTER_FILES |= {"dataset_statistics.json"}
 _TORCH_CANNOT_WRITE = ("inline_container.cc", "iostream error")
 """What torch 2.13 says where the room for a file runs out; the second where only its last 2 KB do not fit."""
 
@@ -133,10 +135,14 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
     """Hold a run folder for this process; the lock goes with the process, however it ends.
 
     Raises:
-        TrainingError: Another process is training into the same folder.
+        TrainingError: Another process is training into the same folder, or it cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "a")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise TrainingError(f"cannot write into {directory} ({error}); choose another --run_root_dir") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -144,6 +150,23 @@ def lock_run_dir(directory: Path) -> Iterator[None]:
                 f"another run is writing into {directory}; wait for it, or choose another --run_root_dir"
             ) from error
         yield
+
+
+def refuse_foreign_content(directory: Path) -> None:
+    """Refuse to let an adapter take the place of anything but an earlier adapter.
+
+    Raises:
+        ConfigError: ``directory`` is a file, or a folder that holds something else.
+    """
+    if not directory.exists():
+        return
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
+    foreign = sorted(names - _ADAPTER_FILES if "adapter_config.json" in names else names)
+    if foreign:
+        raise ConfigError(
+            f"{directory} would be replaced by the adapter, but it holds something else ({', '.join(foreign[:3])}); "
+            "move that away, or choose another --run_name"
+        )
 
 
 def write_directory(target: Path, write: Callable[[Path], None]) -> None:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from grape.errors import PairingError
 from grape.trainer.data_digest import add_to_digest
 
 if TYPE_CHECKING:
     from grape.config.train import TrainConfig
-    from grape.rlds import PreferencePair
+    from grape.rlds import EpisodeData, PreferencePair
 
 
 class PairSource(Protocol):
@@ -141,15 +142,32 @@ class PairSurvey:
 
 
 def survey_pairs(pairs: PairSource) -> PairSurvey:
-    """Read a data set once; one pair is in memory at a time."""
+    """Read a data set once; one pair is in memory at a time.
+
+    Raises:
+        PairingError: Chosen and rejected are the wrong way round, as the scores of the pairs show.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    lengths = []
+    lengths, margins = [], []
     for pair in pairs.iterate():
         lengths.append((len(pair.chosen), len(pair.rejected)))
+        margins.append(_score(pair.chosen) - _score(pair.rejected))
         digest.update(f"{pair.pair_id} {lengths[-1]}".encode())
         for episode in (pair.chosen, pair.rejected):
             add_to_digest(digest, episode)
+    known = [margin for margin in margins if not math.isnan(margin)]
+    if known and max(known) < 0:  # each: labels that mostly agree with the scores are their maker's business
+        raise PairingError(
+            f"in each of the {len(known)} scored pairs the chosen trajectory has the lower score: the folders are the "
+            "wrong way round; swap --chosen_traj_dir and --rejected_traj_dir"
+        )
     return PairSurvey(lengths=tuple(lengths), digest=digest.hexdigest())
+
+
+def _score(episode: EpisodeData) -> float:
+    """As ``grape pair`` stored it; NaN where the data set does not say."""
+    score = episode.metadata.get("score")
+    return score if isinstance(score, float) else math.nan
 
 
 def make_plan(config: TrainConfig, survey: PairSurvey, *, num_processes: int) -> TrainingPlan:

@@ -108,7 +108,7 @@ class StepScorer:
         """log π of the given rows, differentiable where gradients are on; dropout masks depend on the rows alone."""
         with self._replayed_dropout(batch, rows):
             token_logps = self.policy.log_prob(
-                batch.images[rows],  # type: ignore[arg-type]
+                list(batch.images[rows]),
                 batch.instructions[rows],
                 batch.tokens[rows],
                 center_crop=batch.center_crop,

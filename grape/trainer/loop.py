@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from grape.config.train import TrainConfig, check_train_config
 from grape.errors import TrainingError
-from grape.trainer.checkpoint import lock_run_dir, write_directory
+from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content, write_directory
 from grape.trainer.distributed import Ranks, StopRequest, join_ranks, stop_on_interrupt
 from grape.trainer.examples import Example, PairSource, example_steps
 from grape.trainer.gradient import LOGGED, ExampleResult, backward_example
@@ -58,6 +58,8 @@ def train(config: TrainConfig, pairs: PairSource | None = None) -> Path:
     """
     check_train_config(config)
     adapter_dir = config.run_dir / ADAPTER_FOLDER
+    for folder in (adapter_dir, newest_adapter_dir(config)):
+        refuse_foreign_content(folder)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(join_ranks(config.device))
         if ranks.first:

@@ -77,12 +77,14 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
     Raises:
         ConfigError: The folder holds a run and ``resume`` is off, or a run with other settings.
         DatasetError: There are no pairs.
+        PairingError: Chosen and rejected are the wrong way round.
         CheckpointError: ``unnorm_key`` is not in the checkpoint's statistics.
     """
     if len(pairs) == 0:
         raise DatasetError(
             f"{config.chosen_traj_dir} and {config.rejected_traj_dir} hold no pairs; nothing to train on"
         )
+    survey = survey_pairs(pairs)
     policy = load_policy(
         config.vla_path,
         device=str(ranks.device),
@@ -94,7 +96,6 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
     torch.manual_seed(config.seed)  # the adapter's first values: the same in every process
     policy.with_adapter(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, "gaussian")
     parameters = {name: value for name, value in policy.model.named_parameters() if value.requires_grad}
-    survey = survey_pairs(pairs)
     run = TrainingRun(
         config=config,
         ranks=ranks,

@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from grape.config.sft import SFTConfig, check_sft_config
 from grape.errors import TrainingError
-from grape.trainer.checkpoint import lock_run_dir
+from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content
 from grape.trainer.distributed import StopRequest, join_ranks, stop_on_interrupt
 from grape.trainer.kernels import training_attention
 from grape.trainer.schedule import learning_rate_at
 from grape.trainer.sft_frames import EpisodeSource, Frame, PictureLoader, load_pictures
 from grape.trainer.sft_run import SFTRun, prepare_run
-from grape.trainer.sft_storage import export_result, resume, save, start_logger
+from grape.trainer.sft_storage import ADAPTER_FOLDER, export_result, resume, save, start_logger
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,10 @@ def fine_tune(config: SFTConfig, episodes: EpisodeSource | None = None) -> Path:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
     """
     check_sft_config(config)
+    if config.trains_adapter:
+        refuse_foreign_content(config.run_dir / ADAPTER_FOLDER)
+    if config.adapter_tmp_dir is not None:
+        refuse_foreign_content(config.adapter_tmp_dir / config.effective_run_name)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(join_ranks(config.device))
         if ranks.first:

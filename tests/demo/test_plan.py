@@ -55,11 +55,25 @@ def test_hash_ignores_notes_and_layout_and_nothing_else() -> None:
         ({"train": ["beta"]}, "object of flags"),
         ({"test": "one-sided exact McNemar, one look"}, "the only one that is implemented is 'two-sided exact"),
         ({"used_states": ["train/0-9", "train/x"]}, "here: used_states: states 'train/x'"),
+        ({"used_states": ["train/0-9", "official/4-9"]}, "'official/4-9' overlap with test_states official/0-4"),
+        ({"used_states": "train/0-9"}, "here: used_states: wanted a list in which each entry is a text"),
+        ({"tasks": {"libero_goal": "8"}}, "here: tasks: libero_goal: wanted a list .* whole number, got '8'"),
+        ({"tasks": {"libero_goal": [True]}}, "here: tasks: libero_goal: wanted a list"),
+        ({"tasks": ["libero_goal"]}, "here: tasks: wanted suites"),
+        ({"iterations": "one"}, "here: iterations: wanted a whole number, got 'one'"),
+        ({"alpha": "0.05"}, "here: alpha: wanted a number, got '0.05'"),
+        ({"supervised_arm": "no"}, "here: supervised_arm: wanted true or false, got 'no'"),
+        ({"rollout_states": {"split": "rollout", "num_per_task": 4.5}}, "num_per_task: wanted a whole number"),
     ],
 )
 def test_a_wrong_plan_is_refused(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_plan(changed(**entries), "here")
+
+
+def test_other_states_of_the_test_split_may_have_been_used() -> None:
+    plan = parse_plan(changed(used_states=["official/5-9", "train/0-9"], alpha=1e-3), "here")
+    assert plan.used_states == ("official/5-9", "train/0-9")
 
 
 def test_a_plan_says_how_it_will_be_judged() -> None:

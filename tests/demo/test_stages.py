@@ -135,6 +135,16 @@ def test_what_decides_nothing_is_kept_as_it_was(tmp_path: Path) -> None:
         assert started == {"plan": 1, "plan_commit": "a"}
 
 
+@pytest.mark.parametrize("name", ["a_file", "a_file/run"])
+def test_a_folder_that_cannot_be_written_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a_file").touch()
+    with (
+        pytest.raises(RecordError, match=f"cannot write into {tmp_path / name} .*; pass another --run_dir"),
+        open_run(tmp_path / name, {}),
+    ):
+        pass
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     with open_run(tmp_path, {}), pytest.raises(RecordError, match="another process"), open_run(tmp_path, {}):
         pass

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from grape.cli.main import main
+from grape.cli.main import EXIT_USAGE, main
 from grape.envs.initial_states import nearest_state_distance_m
 from grape.errors import ConfigError
 
@@ -22,6 +22,13 @@ def test_nearest_state_distance_by_hand():
     assert nearest_state_distance_m(test, used[:0]) == [np.inf]
     with pytest.raises(ConfigError, match="same objects"):
         nearest_state_distance_m(test, used[:, :1])
+
+
+def test_no_used_state_is_refused(tmp_path):
+    out = tmp_path / "distances.json"
+    task = ["--task_suite_name", "libero_spatial", "--task_ids", "0", "--out", str(out)]
+    assert main(["states", *task, "--test", "train/0-1", "--used"]) == EXIT_USAGE
+    assert not out.exists()
 
 
 def test_a_state_that_was_used_is_at_distance_zero(tmp_path):

@@ -149,6 +149,16 @@ def test_merge_command_writes_a_checkpoint_that_acts_alike(folder, images, tmp_p
         merge_main(flags)
 
 
+@pytest.mark.parametrize("out", ["checkpoint", "adapter", "."])
+def test_merging_never_replaces_what_it_reads(folder, tmp_path, out) -> None:
+    save_adapter(adapted(), tmp_path / "adapter")
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["--vla_path", str(folder), "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "x/.." / out)]
+    with pytest.raises(ConfigError, match="which is read; choose another folder"):
+        merge_main([*flags, "--overwrite", "True"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_merged_policy_trains_again(images) -> None:
     policy = adapted().merge_adapter()
     assert {name for name, value in policy.network.named_parameters() if not value.requires_grad} == {

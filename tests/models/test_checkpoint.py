@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from grape.errors import CheckpointError, ConfigError, MissingDependencyError
 from grape.models import load_policy, save_policy
+from grape.models.adapter import save_adapter
 from grape.models.weights import INDEX_FILE, SINGLE_FILE
+from grape.trajectory import write_bytes_atomic
 from tests.models.tiny_policy import INSTRUCTIONS, make_policy
 
 KEY = "bridge_orig"
@@ -142,7 +145,7 @@ def test_weights_that_do_not_fit_are_counted(folder) -> None:
 
 
 def test_no_such_folder_suggests_the_nearest(folder) -> None:
-    with pytest.raises(CheckpointError, match="Did you mean 'checkpoint'"):
+    with pytest.raises(CheckpointError, match=r"does not exist; wanted a folder\. Did you mean 'checkpoint'"):
         load_policy(folder.parent / "checkpiont")
 
 
@@ -156,8 +159,23 @@ def test_no_such_folder_lists_few_names(folder) -> None:
     assert shown.endswith("Folders beside it: checkpoint, other_0, other_1, other_2, other_3 and 4 more.")
     with pytest.raises(CheckpointError, match=f"{folder.parent / 'zzz'} does not exist, either"):
         load_policy(folder.parent / "zzz" / "deeper")
-    with pytest.raises(CheckpointError, match="a_file is a file"):
+    with pytest.raises(CheckpointError, match=r"a_file is a file; wanted a folder\. Folders beside it"):
         load_policy(folder.parent / "a_file")
+
+
+def test_who_may_read_what_is_written_is_the_umask_s_to_say(policy, tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_policy(policy, tmp_path / "single")
+        save_policy(policy, tmp_path / "shards", shard_bytes=100_000)
+        save_adapter(policy.with_adapter(2), tmp_path / "adapter")
+        write_bytes_atomic(tmp_path / "run.json", b"{}")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    folders = {Path("single"), Path("shards"), Path("adapter")}
+    assert {Path("single/model.safetensors"), Path("adapter/adapter_model.safetensors")} < modes.keys()
+    assert modes == {path: 0o750 if path in folders else 0o640 for path in modes}
 
 
 def test_no_statistics_are_said_at_first_use(folder, images) -> None:

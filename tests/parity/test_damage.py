@@ -29,6 +29,12 @@ def test_shapes(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert SHAPES in refusal(tmp_path, capsys)
 
 
+def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path / 'missing'} does not exist" in refusal(tmp_path / "missing", capsys)
+    (tmp_path / "a_file").touch()
+    assert f"{tmp_path / 'a_file'} is a file" in refusal(tmp_path / "a_file", capsys)
+
+
 def test_bytes_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / SHAPES).write_bytes(b"\xff\xfe\xfa")
     assert SHAPES in refusal(tmp_path, capsys)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +192,7 @@ def test_episodes_without_a_policy_are_scored_without_its_term(
         (["--preset", "relase"], 1, "Did you mean 'release'"),
         (["--lambda_ext", "much"], 2, "lambda_ext"),
         (["--beta_path", "-1"], 2, "beta_path"),
+        (["--lambda_self", "1e308"], 2, "lambda_self"),  # weighted by it, scores are infinite
         (["--constraints_dir", "nowhere"], 1, "nowhere"),
     ],
 )
@@ -199,6 +202,43 @@ def test_a_wrong_flag_is_told(
     assert run_command("score", [str(run), *arguments]) == code
     captured = capfd.readouterr()
     assert message in captured.err + captured.out
+
+
+@pytest.mark.parametrize("out", ["folder", "file/scores.json"])
+def test_where_scores_cannot_go_is_one_line(
+    run: Path, tmp_path: Path, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    assert run_command("score", [str(run), "--out", str(tmp_path / out)]) == 1
+    assert f"grape score: {tmp_path / out} could not be written" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "run"]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"format_version": 1, "settings": []}'])
+def test_a_damaged_run_is_not_scored(run: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "run.json").write_text(content)
+    assert run_command("score", [str(run)]) == 1
+    assert "run.json cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keep_the_first", [True, False])
+def test_a_copied_or_renamed_episode_is_named(
+    run: Path, keep_the_first: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "episodes" / f"{episode(0, 0).info.episode_id}.npz"
+    other = path.with_stem(episode(0, 0, state=7).info.episode_id)
+    (shutil.copy if keep_the_first else shutil.move)(path, other)
+    assert run_command("score", [str(run)]) == 1
+    assert f"{other} holds the episode {path.stem}" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spaced = write_run(tmp_path / "my run", [episode(0, 4), episode(1, 2)])
+    assert run_command("score", [str(spaced)]) == 0
+    printed = capsys.readouterr().out.partition("pair with: ")[2]
+    scores = str(spaced / "scores" / "default.json")
+    assert shlex.split(printed)[:5] == ["grape", "pair", str(spaced), "--scores", scores]
 
 
 def test_scoring_needs_neither_torch_nor_a_simulator(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,11 +44,12 @@ def run(tmp_path: Path, make_trajectory: Callable[..., object]) -> Path:
 def test_pair_writes_two_data_sets_and_the_report(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "my pairs"
     assert main(["pair", str(run), "--out", str(out), "--dataset_name", "nano"]) == 0
     printed = capsys.readouterr().out
     assert "5 pairs from 15 episodes" in printed and "5: crashed" in printed
-    assert f"--chosen_traj_dir {out / 'chosen'} --rejected_traj_dir {out / 'rejected'}" in printed
+    flags = ["--chosen_traj_dir", str(out / "chosen"), "--rejected_traj_dir", str(out / "rejected")]
+    assert shlex.split(printed.partition("train with: ")[2])[:4] == flags
     pairs = list(PairDataset(out / "chosen", out / "rejected", "nano"))
     assert len(pairs) == NUM_STATES
     for pair in pairs:
@@ -80,6 +82,13 @@ def test_pair_refuses_what_does_not_go_together(run: Path, tmp_path: Path, capsy
     (run / "scores" / "stale.json").write_text(json.dumps(content))
     assert "name one with --scores" in refused(str(run))
     assert "score it again" in refused(str(run), "--scores", str(run / "scores" / "stale.json"))
+    name = next(iter(content["episodes"]))
+    for damage, message in (("1.0", "the score of"), (True, "the score of"), ([], "the score of")):
+        content["episodes"][name] = {"score": damage}
+        (run / "scores" / "stale.json").write_text(json.dumps(content))
+        assert message in refused(str(run), "--scores", str(run / "scores" / "stale.json"))
+    (run / "scores" / "stale.json").write_text(json.dumps({**content, "format_version": 99}))
+    assert "format version 99" in refused(str(run), "--scores", str(run / "scores" / "stale.json"))
     (run / "scores" / "stale.json").write_text(json.dumps({"episodes": {"other": {"score": 1.0}}}))
     assert "scores no episode" in refused(str(run), "--scores", str(run / "scores" / "stale.json"))
 
@@ -114,6 +123,18 @@ def test_export_keeps_whole_states_apart_and_writes_statistics(run: Path, tmp_pa
     np.testing.assert_array_equal(action["min"], actions.min(axis=0))
     assert action["mask"] == [True] * 6 + [False]
     assert statistics["demos"]["num_transitions"] == 40 and statistics["demos"]["num_trajectories"] == 10
+
+
+def test_export_says_where_a_share_is_less_than_one_state(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my sets"
+    arguments = ["export", str(run), "--out", str(out), "--dataset_name", "demos", "--val_fraction", "0.19"]
+    assert main(arguments) == 0  # 0.19 of 5 states is 0.95
+    captured = capsys.readouterr()
+    assert "libero_spatial task 2's initial states (5) is less than one" in captured.err
+    command = captured.out.partition("fine-tune with: ")[2]
+    assert shlex.split(command) == ["--data_root_dir", str(out), "--dataset_name", "demos"]
 
 
 def test_export_of_successes_only(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from grape.cli.collect import summarize
 from grape.cli.main import EXIT_ERROR, EXIT_USAGE, main
+from grape.config.collect import CollectConfig
 from grape.envs.libero.actions import to_libero
+from grape.rollouts.policy import CROP_KEY, note_other_crop
 from grape.rollouts.store import RolloutStore
 from grape.trajectory import Trajectory
 from tests.rollouts.conftest import SETTINGS
@@ -118,3 +124,56 @@ def test_bad_input_starts_nothing(tiny_policy_dir: Path, tmp_path: Path, capsys:
     assert "libero_spatial" in refused("--unnorm_key", "bridge_orig")
     assert "these are the test states" in refused("--init_split", "official")
     assert str(tmp_path / "nothing") in refused("--pretrained_checkpoint", str(tmp_path / "nothing"))
+    assert "camera_size is 0; libero has 16 to 4096 pixels" in refused("--camera_size", "0")
+    simpler = ("--task_suite_name", "simpler_bridge", "--camera_size", "100")
+    assert "camera_size is 100; simpler has 48 to 2160 pixels in steps of 3" in refused(*simpler)
+    damaged = shutil.copytree(tiny_policy_dir, tmp_path / "damaged")
+    content = json.loads((damaged / "config.json").read_text())
+    content["norm_stats"]["libero_spatial"]["action"]["q99"].pop()
+    (damaged / "config.json").write_text(json.dumps(content))
+    assert "differ in length" in refused("--pretrained_checkpoint", str(damaged))
+
+
+def test_the_next_command_can_be_pasted() -> None:
+    shown = summarize(CollectConfig(pretrained_checkpoint="p", run_dir=Path("my run")), [])
+    scores = "my run/scores/guided_cost.json"
+    assert shlex.split(shown.partition("next: ")[2]) == ["grape", "score", "my run", "--out", scores]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_says", "adapter_says", "center_crop", "is_noted"),
+    [
+        (None, None, True, False),
+        (False, None, True, True),
+        (False, None, False, False),
+        (True, None, False, True),
+        (False, True, True, False),  # the adapter was trained last
+        (None, False, True, True),
+    ],
+)
+def test_a_crop_that_the_policy_was_not_trained_for_is_noted(
+    checkpoint_says: bool | None,
+    adapter_says: bool | None,
+    center_crop: bool,
+    is_noted: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if adapter_says is not None:
+        (tmp_path / "training.json").write_text(json.dumps({"evaluate_with_center_crop": adapter_says}))
+    says = {} if checkpoint_says is None else {"evaluate_with_center_crop": checkpoint_says}
+    note_other_crop(says, str(tmp_path), center_crop=center_crop)
+    assert (f"pass --center_crop {not center_crop}" in caplog.text) is is_noted
+
+
+def test_a_saved_policy_still_says_its_crop(
+    tiny_policy_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from grape.models import load_policy, save_policy
+    from grape.rollouts.session import open_policy
+
+    policy = load_policy(tiny_policy_dir, device="cpu")
+    policy.source_config[CROP_KEY] = False
+    save_policy(policy, tmp_path / "nano")
+    open_policy(CollectConfig(pretrained_checkpoint=str(tmp_path / "nano"), run_dir=tmp_path / "run", device="cpu"))
+    assert "pass --center_crop False" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,45 @@ def test_compare_mentions_what_belongs_to_a_policy() -> None:
     assert "note: center_crop differs" in describe(compare_results(before, after), before, after)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 7}'])
+def test_compare_mentions_other_libraries_and_simulator_settings() -> None:
+    before, after = result("+"), result("+")
+    for one, torch, mujoco in ((before, "2.8.0", "3.3.2"), (after, "2.9.0", "3.4.0")):
+        one["versions"] = {"mujoco": "3.3.2", "torch": torch}
+        one["simulator_settings"] = {"versions": {"mujoco": mujoco}, "assets": torch, "max_steps": int(torch[2])}
+    text = describe(compare_results(before, after), before, after)
+    assert "note: version of torch differs: '2.8.0' before, '2.9.0' after" in text
+    assert "note: the simulator's version of mujoco differs: '3.3.2' before, '3.4.0' after" in text
+    assert text.count("differs:") == 2, "assets and limits belong to a task, and are compared there"
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        *([{"id": "official/0", "hash": "h", "outcomes": [value]}] for value in ("yes", 2, -1, 0.37, math.nan)),
+        [{"id": "official/0", "hash": "h", "outcomes": []}],
+        [{"id": "official/0", "hash": "h"}],
+        [{"id": "official/0", "hash": "h", "outcomes": [True]}] * 2,
+        ["official/0"],
+        None,
+    ],
+)
+def test_compare_refuses_damaged_states(states: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    damaged = result("+")
+    damaged["tasks"][0]["states"] = states
+    path.write_text(json.dumps(damaged))
+    assert main(["compare", str(path), str(path)]) == EXIT_ERROR
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
+def test_compare_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(result("+-")))
+    assert main(["compare", str(path), str(path), "--out", str(tmp_path)]) == EXIT_ERROR
+    assert f"{tmp_path} could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 7}', '{"format_version": 1, "tasks": []}'])
 def test_compare_refuses_other_files(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results.json"
     path.write_text(content)

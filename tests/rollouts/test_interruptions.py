@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from grape.envs.libero import libero_task
 from grape.envs.pool import EnvSpec, WorkerPool
 from grape.envs.protocol import InitStateId
 from grape.errors import SimulatorError
+from grape.models.preprocessing import prepare_image
 from grape.rollouts.engine import RolloutSettings, run_rollouts
 from grape.rollouts.jobs import RolloutJob
 from grape.rollouts.policy import Decision, DecisionRequest
@@ -96,6 +98,16 @@ def test_a_dying_simulator_costs_its_episode_only_and_is_tried_again(tmp_path: P
     np.testing.assert_array_equal(again.facts["ee_position"][:3], crashed.facts["ee_position"])
     changed = [p.name for p in (tmp_path / "episodes").iterdir() if p.stat().st_mtime_ns != files[p.name]]
     assert changed == [f"{again.info.episode_id}.npz"], "an episode that ended well was run again"
+
+
+def test_a_run_without_a_finished_episode_is_an_error(tmp_path: Path) -> None:
+    class Blind(Drift):
+        def image_fn(self) -> Any:
+            return functools.partial(prepare_image, size=0)
+
+    with pytest.raises(SimulatorError, match="all 3 episodes crashed, the last one with: .*continue with --resume"):
+        session(Blind(), tmp_path)
+    assert [info.status for info in RolloutStore(tmp_path).infos()] == ["crashed"] * 3
 
 
 def test_a_simulator_that_never_works_ends_the_run() -> None:

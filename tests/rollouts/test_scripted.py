@@ -56,9 +56,15 @@ def test_label_is_recorded_beside_what_was_done():
         ({"temperature": 0.5}, "no student"),
         ({"student": "somewhere", "jitter": 0.1}, "an expert that drives"),
         ({"init_split": "official"}, "for testing only"),
+        ({"jitter": float("nan")}, "jitter is nan"),
+        ({"jitter": -1.0}, "jitter is -1.0"),
+        ({"burst_probability": 2.0}, "burst_probability is 2.0"),
+        ({"start_burst_probability": float("nan")}, "start_burst_probability is nan"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"num_workers": 0}, "num_workers is 0"),
     ],
 )
-def test_settings_that_would_be_ignored_are_refused(changes, message, tmp_path):
+def test_settings_that_cannot_be_honoured_are_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         ExpertsConfig(run_dir=tmp_path, **changes)
 

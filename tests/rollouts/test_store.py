@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -118,6 +119,16 @@ def test_resuming_under_other_settings_names_both(tmp_path: Path) -> None:
     RunWriter(tmp_path, settings=SETTINGS, versions={"mujoco": "3.3.2"}, resume=True).close()  # and none is left locked
 
 
+def test_episodes_of_unknown_settings_are_not_taken_over(tmp_path: Path) -> None:
+    with RunWriter(tmp_path, settings=SETTINGS, keep="outcome") as writer:
+        writer.save(make_trajectory(0))
+    (tmp_path / "run.json").unlink()
+    for resume in (True, False):
+        with pytest.raises(RecordError, match=r"holds episodes but no run\.json"):
+            RunWriter(tmp_path, settings={**SETTINGS, "temperature": 0.5}, keep="outcome", resume=resume)
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_a_run_from_before_a_setting_had_a_name_can_be_resumed(tmp_path: Path) -> None:
     RunWriter(tmp_path, settings=SETTINGS).close()
     named = {**SETTINGS, "consecutive_successes": 1, "prompt_style": "template", "image_resize": "lanczos"}
@@ -209,6 +220,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format_version": 99}))
     with pytest.raises(RecordError, match="format version 99"):
         _ = RolloutStore(tmp_path).run
+
+
+@pytest.mark.parametrize("keep", ["trajectory", "outcome"])
+def test_an_unknown_status_is_damage(tmp_path: Path, keep: Literal["trajectory", "outcome"]) -> None:
+    wanted = make_trajectory(0)
+    with RunWriter(tmp_path, settings=SETTINGS, keep=keep) as writer:
+        object.__setattr__(wanted.info, "status", "foo")  # as an editor would: it cannot be made
+        writer.save(wanted)
+        with pytest.raises(RecordError, match=f"{wanted.info.episode_id}.*'foo'; wanted success, failure, crashed"):
+            writer.info(wanted.info.episode_id)
 
 
 def test_an_unusable_folder_is_refused(tmp_path: Path) -> None:

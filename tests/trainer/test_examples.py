@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from grape.errors import PairingError
 from grape.rlds import PreferencePair
 from grape.trainer.examples import (
     Example,
@@ -132,3 +134,30 @@ def test_learning_rate_by_hand() -> None:
     assert rates([0, 1, 3, 4, 9], schedule="constant", warmup_steps=4) == [0.25, 0.5, 1.0, 1.0, 1.0]
     # half a cosine over the 8 steps after warm-up: 1 at its start, 1/2 in the middle, (1 + cos(7π/8)) / 2 at the end
     assert rates([0, 2, 6, 9], schedule="cosine", warmup_steps=2) == pytest.approx([0.5, 1.0, 0.5, 0.0380602])
+
+
+@pytest.mark.parametrize(
+    ("scores", "refused"),
+    [
+        ([(0.0, 1.0), (1.0, 2.0)], True),
+        ([(0.0, 1.0), (math.nan, math.nan)], True),
+        ([(1.0, 0.0), (1.0, 2.0)], False),  # most labels may come from elsewhere
+        ([(1.0, 1.0), (0.0, 1.0)], False),
+        ([(math.nan, 1.0), (None, 1.0)], False),
+    ],
+)
+def test_scores_show_which_side_is_which(scores: list[tuple[float | None, float]], refused: bool) -> None:
+    pairs = tiny.make_pairs([(2, 3), (3, 2)], first_action_id=1)
+    scored = [
+        dataclasses.replace(
+            pair,
+            chosen=dataclasses.replace(pair.chosen, metadata={"score": chosen}),
+            rejected=dataclasses.replace(pair.rejected, metadata={"score": rejected}),
+        )
+        for pair, (chosen, rejected) in zip(pairs.pairs, scores, strict=True)
+    ]
+    if refused:
+        with pytest.raises(PairingError, match="wrong way round"):
+            survey_pairs(tiny.MemoryPairs(scored))
+    else:
+        survey_pairs(tiny.MemoryPairs(scored))

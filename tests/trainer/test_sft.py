@@ -466,11 +466,30 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         ({"preset": "nano", "image_aug": True, "center_crop": True}, "leave one out"),
         ({"preset": "nano", "dtype": "float8"}, "want auto, float32 or bfloat16"),
         ({"preset": "nano", "learning_rate": 0.0}, "want more than 0"),
+        ({"preset": "nano", "learning_rate": float("inf")}, "want more than 0, and finite"),
+        ({"preset": "nano", "weight_decay": float("nan")}, "weight_decay=nan: want 0 or more"),
+        ({"preset": "nano", "run_name": ".."}, "want the name of one folder"),
+        ({"vla_path": "here", "lora_alpha": 0}, "lora_alpha=0: want at least 1"),
+        ({"vla_path": "here", "run_root_dir": Path("x"), "adapter_tmp_dir": Path("x")}, "one would replace the other"),
     ],
 )
 def test_settings_that_cannot_be_honoured(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         check_sft_config(config_of(tmp_path, tmp_path, **changes))
+
+
+def test_an_earlier_adapter_is_replaced_and_nothing_else(checkpoint: Path, chosen: Path, tmp_path: Path) -> None:
+    newest = tmp_path / "newest" / "run"
+    newest.mkdir(parents=True)
+    (newest / "data.txt").write_text("mine")
+    changes: dict[str, Any] = {"adapter_tmp_dir": newest.parent, "max_steps": 1, "labels": "actions"}
+    with pytest.raises(ConfigError, match=r"holds something else \(data\.txt\)"):
+        fine_tune(adapter_on(checkpoint, chosen, tmp_path / "one", **changes))
+    assert (newest / "data.txt").read_text() == "mine"
+    (newest / "data.txt").unlink()
+    for root in ("one", "two"):  # the second finds the first one's adapter, statistics included
+        fine_tune(adapter_on(checkpoint, chosen, tmp_path / root, **changes))
+    assert (newest / "dataset_statistics.json").is_file()
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(demos: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def stored_episode(index: int, num_steps: int, side: str, first_action_id: int, 
         facts={"ee_position": np.zeros((num_steps + 1, 3), np.float32)},
         **numbers,
     )
-    return ExportEpisode(trajectory=trajectory, pair_id=f"{index:06d}--x", score=1.0)
+    return ExportEpisode(trajectory=trajectory, pair_id=f"{index:06d}--x", score=float(side == "chosen"))
 
 
 def encode_png(frame: np.ndarray) -> bytes:

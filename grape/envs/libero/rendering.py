@@ -22,6 +22,8 @@ RENDER_PROFILES: dict[str, dict[str, Any]] = {
 """``num_samples``: multisampling per pixel, ``None`` for the scene's own (4)."""
 
 CAMERA = "agentview"
+CAMERA_SIZES = range(16, 4097)
+"""Height and width of the picture, pixels."""
 
 
 class AgentView:
@@ -85,5 +87,5 @@ def check_render_settings(profile: str, size: int) -> None:
     """
     if profile not in RENDER_PROFILES:
         raise ConfigError(f"unknown render profile {profile!r}.{did_you_mean(profile, RENDER_PROFILES)}")
-    if not 16 <= size <= 4096:
-        raise ConfigError(f"got camera_size={size}, wanted 16 to 4096 pixels")
+    if size not in CAMERA_SIZES:
+        raise ConfigError(f"got camera_size={size}, wanted {CAMERA_SIZES[0]} to {CAMERA_SIZES[-1]} pixels")

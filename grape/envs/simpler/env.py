@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,8 @@ MAX_DROP_M = 0.2
 stand-in falls 6 cm, everything else less than 2 cm."""
 MAX_SHIFT_M = 0.06
 """A sampled state is drawn again where an object slides or rolls further than this, horizontally, while it settles."""
+CAMERA_SIZES = range(48, 2161, domains.CAMERA_HEIGHT // math.gcd(domains.CAMERA_HEIGHT, domains.CAMERA_WIDTH))
+"""Heights of the picture, pixels, whose width is a whole number."""
 
 
 class SimplerEnv:
@@ -38,7 +41,7 @@ class SimplerEnv:
     ) -> None:
         if render_profile != "faithful":
             raise ConfigError(f"got render profile {render_profile!r}, SIMPLER has only 'faithful'")
-        if not 48 <= camera_size <= 2160 or camera_size * domains.CAMERA_WIDTH % domains.CAMERA_HEIGHT:
+        if camera_size not in CAMERA_SIZES:
             raise ConfigError(
                 f"got camera_size={camera_size}, wanted a multiple of 3 from 48 to 2160 (480 is SIMPLER's)"
             )
