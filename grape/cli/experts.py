@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from grape.cli.arguments import parse_config
 from grape.cli.interruption import resumable
 from grape.config.collect import CollectConfig
+from grape.config.evaluate import EvaluateConfig
 from grape.config.experts import ExpertsConfig
 from grape.trajectory import EpisodeInfo
 
@@ -21,8 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(ExpertsConfig, "experts", argv)
     with resumable("experts", argv, config.run_dir):
         episodes = demonstrate(config)
-    print(success_table(episodes))
-    print(f"next: grape export {shlex.quote(str(config.run_dir))} --out DIR --dataset_name NAME, then grape sft")
+    print(success_table(episodes, by_rule=config.measure_only))
+    if not config.measure_only:
+        print(f"next: grape export {shlex.quote(str(config.run_dir))} --out DIR --dataset_name NAME, then grape sft")
     return 0
 
 
@@ -31,15 +33,16 @@ def demonstrate(config: ExpertsConfig) -> list[EpisodeInfo]:
     from grape.rollouts import session
     from grape.rollouts.store import RunWriter
 
-    collect = _as_collection(config)
-    jobs = session.plan_jobs(collect)
+    like = _as_evaluation(config) if config.measure_only else _as_collection(config)
+    jobs = session.plan_jobs(like)
     session.refuse_used_folder(config.run_dir, resume=config.resume)
-    policy = _open_demonstrator(config, collect, [job.task for job in jobs])
+    policy = _open_demonstrator(config, like, [job.task for job in jobs])
     with RunWriter(
         config.run_dir,
-        settings={"kind": "experts", **session.result_settings(collect, policy)},
+        settings={"kind": "experts", **session.result_settings(like, policy)},
         details={"policy": policy.name, "num_workers": config.num_workers},
         versions=session.library_versions(config.task_suite_name),
+        keep="outcome" if config.measure_only else "trajectory",
         resume=config.resume,
     ) as writer:
         return session.run_session(
@@ -52,22 +55,32 @@ def demonstrate(config: ExpertsConfig) -> list[EpisodeInfo]:
         )
 
 
-def success_table(episodes: list[EpisodeInfo]) -> str:
-    """Markdown table: successes of trials per task, with Wilson 95 % intervals."""
-    from grape.evaluation import wilson_interval
+def success_table(episodes: list[EpisodeInfo], *, by_rule: bool = False) -> str:
+    """Markdown table: successes of trials per task, with Wilson 95 % intervals.
 
-    tasks = sorted({(episode.suite, episode.task_id, episode.instruction) for episode in episodes})
-    lines = ["| suite | task | instruction | success | 95 % interval |", "| --- | --- | --- | --- | --- |"]
-    for suite, task_id, instruction in tasks:
-        status = [episode.status for episode in episodes if (episode.suite, episode.task_id) == (suite, task_id)]
-        successes, trials = status.count("success"), len(status) - status.count("crashed")
-        low, high = wilson_interval(successes, trials)
-        row = f"| {suite} | {task_id} | {instruction} | {successes}/{trials} | {low:.0%} to {high:.0%} |"
-        lines.append(row)
+    Args:
+        episodes: Of any tasks.
+        by_rule: They ran as in evaluation: one column for each rule of success that applies to them.
+    """
+    from grape.evaluation import SuccessRate, states_from_episodes, success_by_rule, success_rate
+
+    def rates(of_task: list[EpisodeInfo]) -> dict[str, SuccessRate]:
+        found = success_by_rule(of_task) if by_rule else None
+        return found or {"success": success_rate(states_from_episodes(of_task))}
+
+    names = [name.replace("_", " ") for name in rates(episodes)]
+    lines = [
+        "| suite | task | instruction | " + " | ".join(f"{name} | 95 % interval" for name in names) + " |",
+        "| --- | --- | --- |" + " --- | --- |" * len(names),
+    ]
+    for suite, task_id, instruction in sorted({(one.suite, one.task_id, one.instruction) for one in episodes}):
+        of_task = [episode for episode in episodes if (episode.suite, episode.task_id) == (suite, task_id)]
+        cells = [f"{r.successes:g}/{r.trials} | {r.low:.0%} to {r.high:.0%}" for r in rates(of_task).values()]
+        lines.append(f"| {suite} | {task_id} | {instruction} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _open_demonstrator(config: ExpertsConfig, collect: CollectConfig, tasks: list[TaskSpec]) -> Policy:
+def _open_demonstrator(config: ExpertsConfig, like: CollectConfig | EvaluateConfig, tasks: list[TaskSpec]) -> Policy:
     from grape.rollouts import session
     from grape.rollouts.scripted import CorrectedStudent, DemonstrationNoise, ScriptedDemonstrator
 
@@ -79,7 +92,7 @@ def _open_demonstrator(config: ExpertsConfig, collect: CollectConfig, tasks: lis
     expert = ScriptedDemonstrator(image_size=config.image_size, noise=noise, image_resize=config.image_resize)
     for task in tasks:  # refuses a task without an expert before a simulator is started
         expert.expert(task)
-    return expert if config.student is None else CorrectedStudent(session.open_policy(collect), expert)
+    return expert if config.student is None else CorrectedStudent(session.open_policy(like), expert)
 
 
 def _as_collection(config: ExpertsConfig) -> CollectConfig:
@@ -99,6 +112,26 @@ def _as_collection(config: ExpertsConfig) -> CollectConfig:
         seed=config.seed,
         run_dir=config.run_dir,
         render_profile=config.render_profile,
+        max_steps=config.max_steps,
+    )
+
+
+def _as_evaluation(config: ExpertsConfig) -> EvaluateConfig:
+    """The same run as settings of the evaluation; nobody looks at its pictures, so they are small."""
+    from grape.envs.suites import find_simulator
+
+    return EvaluateConfig(
+        pretrained_checkpoint="scripted",
+        task_suite_name=config.task_suite_name,
+        task_ids=config.task_ids,
+        init_split=config.init_split,
+        first_state=config.first_state,
+        num_trials_per_task=config.num_states,
+        prompt_style=config.prompt_style,
+        image_resize=config.image_resize,
+        seed=config.seed,
+        render_profile=config.render_profile,
+        camera_size=find_simulator(config.task_suite_name).unseen["camera_size"],
         max_steps=config.max_steps,
     )
 

@@ -19,7 +19,15 @@ from tqdm import tqdm
 from grape.cli.arguments import complete_switches
 from grape.cli.score_report import format_report, write_plot
 from grape.config.score import PRESETS, GuidedCostConfig, ScoreConfig
-from grape.constraints import COSTS, StageTrace, TaskConstraints, derive_constraints, evaluate_stages, load_constraints
+from grape.constraints import (
+    COSTS,
+    StageTrace,
+    TaskConstraints,
+    derive_constraints,
+    evaluate_stages,
+    load_constraints,
+    shipped_constraints,
+)
 from grape.errors import ConfigError, ConstraintError, RecordError, did_you_mean
 from grape.rewards import REWARDS, GuidedCost, external_reward, self_reward, stage_costs
 from grape.rewards.guided_cost import TERMS
@@ -179,7 +187,7 @@ def evaluate_episode(
 
 
 class ConstraintSource:
-    """Each task's constraints: from the folder where it has a file for the task, else derived from the goal."""
+    """Each task's constraints: from the user's folder, else those that are shipped, else derived from the goal."""
 
     def __init__(self, folder: Path | None) -> None:
         if folder is not None and not folder.is_dir():
@@ -198,10 +206,15 @@ class ConstraintSource:
         for suffix in (".json", ".yaml", ".yml"):
             path = None if self._folder is None else self._folder / f"{info.suite}_{info.task_id}{suffix}"
             if path is not None and path.is_file():
-                constraints = load_constraints(path)
-                constraints.check_keypoints(info.keypoint_names)
-                return constraints
+                return _checked(load_constraints(path), info)
+        if (shipped := shipped_constraints(info.suite, info.task_id)) is not None:
+            return _checked(shipped, info)
         return derive_constraints(info.goal_predicates, info.keypoint_names, info.instruction)
+
+
+def _checked(constraints: TaskConstraints, info: EpisodeInfo) -> TaskConstraints:
+    constraints.check_keypoints(info.keypoint_names)
+    return constraints
 
 
 def task_of(info: EpisodeInfo) -> str:

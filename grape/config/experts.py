@@ -18,15 +18,18 @@ class ExpertsConfig:
     run_dir: Path
     """Folder of the run; one file per finished episode."""
     task_suite_name: str = "libero_object"
-    """Suite; experts exist for LIBERO's pick-and-place goals (one On or In)."""
+    """Suite; experts exist for LIBERO's pick-and-place goals (one On or In) and for simpler_bridge."""
     task_ids: tuple[int, ...] = ()
     """Tasks of the suite, counted from 0; empty takes all."""
     init_split: str = "train"
-    """Split of sampled initial states; the official ones are for testing only."""
+    """Split of sampled initial states; the official ones are for testing only, so only measure_only may have them."""
     first_state: int = 0
     """Index of the first initial state."""
     num_states: int = 20
     """Initial states per task."""
+    measure_only: bool = False
+    """Report success by the rules of grape eval and keep each episode's outcome alone: no picture and no action, so
+    that nothing can be trained on it."""
     image_size: int = 224
     """Side of the recorded pictures, pixels: that of the policy to be trained on them; a student brings its own."""
     image_resize: ImageResize = "lanczos"
@@ -36,9 +39,9 @@ class ExpertsConfig:
     jitter: float = 0.0
     """White noise on each translation axis, largest standard deviation, fraction of full deflection."""
     burst_probability: float = 0.0
-    """Chance per step that 2 to 8 random steps begin; labels stay the expert's."""
+    """Chance per step that 2 to 8 random steps begin (1 or 2 in SIMPLER, 5 Hz); labels stay the expert's."""
     start_burst_probability: float = 0.0
-    """Chance that an episode begins with 3 to 24 random steps."""
+    """Chance that an episode begins with 3 to 24 random steps (1 to 6 in SIMPLER)."""
     student: str | None = None
     """Checkpoint that drives while the expert labels (DAgger); None lets the expert drive."""
     temperature: float = 0.0
@@ -69,7 +72,10 @@ class ExpertsConfig:
             raise ConfigError(f"temperature is {self.temperature}, but no student samples; name one, or leave it at 0")
         if self.student is not None and (self.jitter or self.burst_probability or self.start_burst_probability):
             raise ConfigError("jitter and bursts disturb an expert that drives; with a student leave them at 0")
-        if self.init_split == OFFICIAL_SPLIT:
+        if self.student is not None and self.measure_only:
+            raise ConfigError("measure_only keeps no labels, which are what a student is driven for; take grape eval")
+        if self.init_split == OFFICIAL_SPLIT and not self.measure_only:
             raise ConfigError(
-                "init_split is official, but those states are for testing only; take another, such as train"
+                "init_split is official, but those states are for testing only; take another, such as train, or keep "
+                "outcomes alone with --measure_only"
             )

@@ -149,6 +149,7 @@ class ScoreConfig:
     guided_cost: GuidedCostConfig = field(default_factory=GuidedCostConfig)
     """The settings themselves."""
     constraints_dir: Path | None = None
-    """Folder with ``<suite>_<task_id>.json`` (or .yaml) stage constraints; tasks without a file use derived ones."""
+    """Folder with ``<suite>_<task_id>.json`` (or .yaml) stage constraints; tasks without a file use the shipped ones
+    (simpler_bridge) or those derived from the goal (LIBERO)."""
     plot: Path | None = None
     """Picture (PNG) of the distributions of the three terms to write; needs matplotlib (extra plot)."""

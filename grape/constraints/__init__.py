@@ -3,6 +3,7 @@
 from grape.constraints.bddl import derive_constraints
 from grape.constraints.expression import Expression, compile_condition, compile_cost
 from grape.constraints.facts import FactTable
+from grape.constraints.shipped import shipped_constraints
 from grape.constraints.stages import COSTS, Stage, TaskConstraints, load_constraints, save_constraints
 from grape.constraints.tracking import StageTrace, evaluate_stages
 
@@ -19,4 +20,5 @@ __all__ = [
     "evaluate_stages",
     "load_constraints",
     "save_constraints",
+    "shipped_constraints",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from grape.errors import ConstraintError, did_you_mean
 
-_COLUMNS = {"keypoints": "K", "grasped": "K", "robot_contact": "K", "finger_contact": "K", "joint_positions": "K"}
+_COLUMNS = ("keypoints", "keypoint_quaternions", "grasped", "robot_contact", "finger_contact", "joint_positions")
 _CONDITIONS = ("grasped", "robot_contact", "finger_contact", "arm_contact", "goal_satisfied")
 
 
@@ -36,7 +36,7 @@ class FactTable:
         self.num_rows = next(iter(rows.values()))
         if len(set(rows.values())) != 1 or self.num_rows == 0:
             raise ConstraintError(f"facts must all have the same number of rows, and at least one; got {rows}")
-        for name in _COLUMNS.keys() & self._facts.keys():
+        for name in self._facts.keys() & set(_COLUMNS):
             got = self._facts[name].shape[1] if self._facts[name].ndim > 1 else None
             if got != len(self.keypoint_names):
                 raise ConstraintError(f"fact {name!r} has {got} columns for {len(self.keypoint_names)} keypoint names")

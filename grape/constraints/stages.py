@@ -91,7 +91,7 @@ class TaskConstraints:
     patience_steps: int = 3
     """Rows for which a requirement must fail before the stage falls back; contact facts flicker for one or two."""
     source: str = "file"
-    """Who wrote them: ``"bddl"``, ``"file"`` or the name of a model."""
+    """Who wrote them: ``"bddl"``, ``"shipped"``, ``"file"`` or the name of a model."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.stages) <= MAX_STAGES:

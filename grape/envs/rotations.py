@@ -37,6 +37,18 @@ def matrix_from_axis_angle(vector: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * (cross @ cross)
 
 
+def matrix_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
+    """(3, 3) matrix of a unit quaternion xyzw."""
+    x, y, z, w = np.asarray(quaternion, dtype=np.float64)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 def rotating_xyz_from_matrix(matrix: np.ndarray) -> np.ndarray:
     """(3,) angles, rad, that ``matrix_from_rotating_xyz`` turns into this matrix; the second in [-π/2, π/2].
 

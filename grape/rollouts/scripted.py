@@ -18,6 +18,8 @@ from grape.config.inputs import ImageResize
 from grape.envs.libero.actions import policy_gripper
 from grape.envs.libero.experts import PickAndPlaceExpert
 from grape.envs.protocol import TaskSpec
+from grape.envs.simpler.actions import policy_gripper as bridge_policy_gripper
+from grape.envs.simpler.experts import FULL_DEFLECTION_M, BridgeExpert
 from grape.envs.suites import find_simulator
 from grape.errors import ConfigError
 from grape.models.preprocessing import prepare_image
@@ -34,9 +36,9 @@ class DemonstrationNoise:
     jitter: float = 0.0
     """Largest standard deviation of white noise on each translation axis, fraction of full deflection."""
     burst_probability: float = 0.0
-    """Chance per step that a disturbance of 2 to 8 random steps begins."""
+    """Chance per step that some random steps begin, see ``Experts.burst_steps``."""
     start_burst_probability: float = 0.0
-    """Chance that an episode begins with 3 to 24 random steps, which spreads the starting poses."""
+    """Chance that an episode begins with random steps, which spreads the starting poses."""
 
 
 class Expert(Protocol):
@@ -47,17 +49,38 @@ class Expert(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experts:
-    """A simulator's scripted experts."""
+    """A simulator's scripted experts, and how much their demonstrations may be disturbed."""
 
     make: Callable[[TaskSpec], Expert]
     policy_gripper: Callable[[float], float]
     """The simulator's gripper as the policy's: 1 open, 0 closed."""
+    full_deflection: float
+    """Largest translation per action on each axis, in the simulator's unit; what is executed stays within it."""
+    burst_steps: tuple[int, int]
+    """Fewest and most steps of a disturbance."""
+    start_burst_steps: tuple[int, int]
+    """The same at the start of an episode."""
 
 
-EXPERTS: dict[str, Experts] = {"libero": Experts(PickAndPlaceExpert, policy_gripper)}
-"""By simulator. Their actions go from -1 to 1 on each axis, which the disturbances rely on."""
+EXPERTS: dict[str, Experts] = {
+    "libero": Experts(  # 20 Hz, a controller scaled to -1 … 1
+        make=PickAndPlaceExpert,
+        policy_gripper=policy_gripper,
+        full_deflection=1.0,
+        burst_steps=(2, 8),
+        start_burst_steps=(3, 24),
+    ),
+    "simpler": Experts(  # 5 Hz, metres
+        make=BridgeExpert,
+        policy_gripper=bridge_policy_gripper,
+        full_deflection=FULL_DEFLECTION_M,
+        burst_steps=(1, 2),
+        start_burst_steps=(1, 6),
+    ),
+}
+"""By simulator."""
 
 
 class ScriptedDemonstrator:
@@ -108,7 +131,8 @@ class ScriptedDemonstrator:
     def _decide(self, request: DecisionRequest) -> Decision:
         label = self.label(request)
         if request.step == 0:
-            self._disturbances[request.job.episode_id] = _Disturbance(self._noise, request.uniforms)
+            experts = experts_of(request.job.task.suite)
+            self._disturbances[request.job.episode_id] = _Disturbance(self._noise, experts, request.uniforms)
         executed = self._disturbances[request.job.episode_id].apply(label, request.uniforms)
         return unsampled(label, executed)
 
@@ -162,28 +186,30 @@ def unsampled(label: np.ndarray, executed: np.ndarray | None = None) -> Decision
 class _Disturbance:
     """Noise of one episode; a function of the steps' uniforms alone."""
 
-    def __init__(self, noise: DemonstrationNoise, uniforms: np.ndarray) -> None:
+    def __init__(self, noise: DemonstrationNoise, experts: Experts, uniforms: np.ndarray) -> None:
         rng = _generator(uniforms)
-        self._noise = noise
+        self._noise, self._experts = noise, experts
         self._jitter = noise.jitter * rng.choice([0.0, 0.5, 1.0])
-        self._steps_left = int(rng.integers(3, 25)) if rng.random() < noise.start_burst_probability else 0
+        fewest, most = experts.start_burst_steps
+        self._steps_left = int(rng.integers(fewest, most + 1)) if rng.random() < noise.start_burst_probability else 0
         self._direction = rng.uniform(-1.0, 1.0, 3)
         self._gripper: float | None = 1.0 if rng.random() < 0.8 else 0.0
 
     def apply(self, label: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         rng = _generator(uniforms)
-        executed = label.copy()
+        executed, full = label.copy(), self._experts.full_deflection
         if self._steps_left == 0 and rng.random() < self._noise.burst_probability:
-            self._steps_left = int(rng.integers(2, 9))
+            fewest, most = self._experts.burst_steps
+            self._steps_left = int(rng.integers(fewest, most + 1))
             self._direction = rng.uniform(-1.0, 1.0, 3) * rng.choice([0.5, 1.0])
             self._gripper = None if rng.random() < 0.85 else float(rng.integers(0, 2))
         if self._steps_left > 0:
             self._steps_left -= 1
-            executed[:3] = self._direction
+            executed[:3] = self._direction * full
             executed[6] = label[6] if self._gripper is None else self._gripper
         else:
-            executed[:3] += rng.normal(0.0, self._jitter, 3)
-        executed[:3] = np.clip(executed[:3], -1.0, 1.0)
+            executed[:3] += rng.normal(0.0, self._jitter, 3) * full
+        executed[:3] = np.clip(executed[:3], -full, full)
         return executed
 
 

@@ -1,4 +1,4 @@
-"""Scripted experts: rules on hand-made facts, and one real episode."""
+"""LIBERO's scripted experts: rules on hand-made facts, and one real episode."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from grape.envs.libero import libero_task, make_libero_env
-from grape.envs.libero.experts import SPEED_LEVELS, PickAndPlaceExpert, category, quantise
+from grape.envs.libero.experts import PickAndPlaceExpert, category
+from grape.envs.pick_and_place import SPEED_LEVELS, quantise
 from grape.envs.protocol import InitStateId
 from grape.errors import ConfigError
 

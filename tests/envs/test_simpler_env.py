@@ -111,6 +111,7 @@ def test_facts_follow_a_stacking_to_its_success(env, grasp):
     env.reset(TRAIN, render=False)
     start = env.facts()
     assert not (start["grasped"].any() or start["robot_contact"].any() or start["goal_satisfied"].any())
+    np.testing.assert_allclose(start["keypoint_quaternions"], [[0, 0, 0, 1]] * 2, atol=2e-2)  # xyzw, settled cubes
     assert not start["arm_contact"] and start["gripper_opening"] == pytest.approx(0.074)  # two fingers at 37 mm
     snapshot, _ = grasp
     env.restore(snapshot)

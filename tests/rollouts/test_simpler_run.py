@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grape.cli.main import main
+from grape.cli.main import EXIT_ERROR, main
 from grape.envs.simpler.actions import to_maniskill
+from grape.errors import RecordError
 from grape.rollouts.store import RolloutStore
 
 TASK = ["--task_suite_name", "simpler_bridge", "--task_ids", "0", "--num_workers", "1", "--device", "cpu"]
@@ -65,3 +66,35 @@ def test_collect_score_pair_and_eval(simpler: None, policy_dir: Path, tmp_path: 
         "last_step": 1, "once": 1, "three_in_a_row": 1,
     }  # fmt: skip
     assert main(["compare", str(evaluation), str(evaluation)]) == 0
+
+
+def test_experts_demonstrate_and_the_shipped_stages_score_them(simpler: None, tmp_path: Path) -> None:
+    run_dir, expert = tmp_path / "run", ["--jitter", "0.2", "--image_size", "64"]
+    assert main(["experts", *TASK[:-2], *expert, "--run_dir", str(run_dir), "--num_states", "1"]) == 0
+    [episode] = RolloutStore(run_dir).trajectories()
+    assert episode.info.status == "success" and episode.info.longest_success_run == 6  # it ends as a collected one
+    assert episode.images.shape == (episode.info.num_steps, 64, 64, 3)
+    for label, action in zip(episode.policy_actions, episode.actions, strict=True):
+        np.testing.assert_array_equal(action[3:], to_maniskill(label)[3:])  # disturbed in translation alone
+    assert episode.facts["keypoint_quaternions"].shape == (episode.info.num_steps + 1, 2, 4)
+    assert main(["score", str(run_dir), "--lambda_self", "0"]) == 0
+    [scored] = json.loads((run_dir / "scores" / "default.json").read_text())["episodes"].values()
+    assert scored["constraints"] == "shipped" and [s["name"] for s in scored["stages"]][1:] == ["carry", "place"]
+    assert all(stage["completed"] for stage in scored["stages"])
+
+
+def test_experts_are_measured_on_published_states_without_leaving_demonstrations(
+    simpler: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    where = ["--run_dir", str(run_dir), "--init_split", "official", "--num_states", "1"]
+    assert main(["experts", *TASK[:-2], *where, "--measure_only"]) == 0
+    assert "| last step |" in capsys.readouterr().out
+    [stored] = (run_dir / "episodes").iterdir()
+    outcome = json.loads(stored.read_text())  # text, not an archive of pictures and actions
+    assert (outcome["status"], outcome["num_steps"], outcome["init_state_id"]) == ("success", 60, "official/0")
+    assert outcome["longest_success_run"] > 6, "it ran on after six successes, as evaluation does"
+    assert main(["score", str(run_dir)]) == EXIT_ERROR
+    assert "outcome" in capsys.readouterr().err
+    with pytest.raises(RecordError, match="outcome alone"):  # how export and sft would read it
+        RolloutStore(run_dir).load(stored.stem)

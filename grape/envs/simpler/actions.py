@@ -41,6 +41,11 @@ def to_original_simpler(policy_action: np.ndarray) -> np.ndarray:
     return np.concatenate([position, axis_angle(quaternion_from_matrix(matrix)), gripper]).astype(np.float32)
 
 
+def policy_gripper(maniskill_gripper: float) -> float:
+    """ManiSkill's −1 (closed) to +1 (open) as the policy's 0 (closed) to 1 (open)."""
+    return (1.0 + maniskill_gripper) / 2.0
+
+
 def _parts(policy_action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     values = np.asarray(policy_action, dtype=np.float64)
     if values.shape != (ACTION_DIM,) or not np.isfinite(values).all():

@@ -40,12 +40,14 @@ class FactReader:
         """
         pose = self._tool.pose
         keypoints = np.stack([item.pose.p[0].numpy() for item in self._objects])
+        orientations = np.stack([np.roll(item.pose.q[0].numpy(), -1) for item in self._objects])
         grasped = [bool(self._domain.agent.is_grasping(item)[0]) for item in self._objects]
         return self._contact_facts() | {
             "ee_position": pose.p[0].numpy().astype(np.float32),
             "ee_quaternion": np.roll(pose.q[0].numpy(), -1).astype(np.float32),
             "gripper_opening": np.float32(self._finger_positions().sum()),
             "keypoints": keypoints.astype(np.float32),
+            "keypoint_quaternions": orientations.astype(np.float32),
             "grasped": np.array(grasped, dtype=bool),
             "goal_satisfied": np.array([success], dtype=bool),
         }
