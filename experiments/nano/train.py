@@ -26,12 +26,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from grape.config.inputs import CROP_KEY
 from grape.envs.libero import libero_task
 from grape.envs.libero.experts import PickAndPlaceExpert
 from grape.envs.protocol import InitStateId
 from grape.models import load_policy, new_policy, save_policy
 from grape.models.policy import OpenVLAPolicy
-from grape.rollouts.policy import CROP_KEY
 from grape.trajectory import Trajectory, load_trajectory
 
 TOKEN_WEIGHTS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 1.0)

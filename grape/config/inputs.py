@@ -10,3 +10,6 @@ ImageResize = Literal["lanczos", "area"]
 """``lanczos``: JPEG round trip, then Lanczos, as OpenVLA's LIBERO data. ``area``: the mean over each pixel's area."""
 INPUTS_BEFORE: dict[str, str] = {"prompt_style": "template", "image_resize": "lanczos"}
 """What episodes and runs that do not name these settings were made with."""
+
+CROP_KEY = "evaluate_with_center_crop"
+"""In our checkpoints' config.json and adapters' training.json: the crop that a policy was trained for."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from grape.config.inputs import CROP_KEY
 from grape.errors import CheckpointError, ConfigError
 from grape.models.folder import TRAINING_FILE, read_json
 from grape.models.openvla import is_unused, lora_target_pattern
@@ -45,14 +46,19 @@ def add_adapter(
     return peft.get_peft_model(policy.network, config)  # type: ignore[arg-type]
 
 
-def warn_of_other_base(policy: OpenVLAPolicy, directory: Path) -> None:
-    """Warn where an adapter says that it was trained on other weights; those of the original code do not say.
+def take_over_training_record(policy: OpenVLAPolicy, directory: Path) -> None:
+    """Note the crop that an adapter was trained for, and warn where it was trained on other weights.
+
+    Adapters of the original code say neither.
 
     Raises:
         CheckpointError: Its training.json is damaged.
     """
     path = directory / TRAINING_FILE
-    trained_on = read_json(path).get("base_checkpoint_hash") if path.is_file() else None
+    record = read_json(path) if path.is_file() else {}
+    if CROP_KEY in record:
+        policy.source_config[CROP_KEY] = record[CROP_KEY]
+    trained_on = record.get("base_checkpoint_hash")
     if trained_on and trained_on != policy.checkpoint_hash:
         _LOG.warning(
             "adapter %s was trained on weights with hash %s, but %s has %s: together they are a policy that nobody "

@@ -97,7 +97,7 @@ def load_policy(
     )
     if adapter is not None:
         adapter_directory = resolve_folder(adapter)
-        adapters.warn_of_other_base(policy, adapter_directory)
+        adapters.take_over_training_record(policy, adapter_directory)
         policy.model = adapters.load_adapter(policy, adapter_directory).eval()
         own_statistics = read_statistics(adapter_directory, {})
         policy.norm_stats, policy.adapter_keys = {**policy.norm_stats, **own_statistics}, frozenset(own_statistics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from grape.config.inputs import INPUTS_BEFORE
 from grape.errors import PairingError
 from grape.preferences.records import ScoredEpisode
 
@@ -32,8 +33,8 @@ def check_same_policy(episodes: Sequence[ScoredEpisode]) -> None:
                 name,
                 reference,
                 episode,
-                reference.info.policy_settings.get(name),
-                episode.info.policy_settings.get(name),
+                reference.info.policy_settings.get(name, INPUTS_BEFORE.get(name)),
+                episode.info.policy_settings.get(name, INPUTS_BEFORE.get(name)),
             )
 
 

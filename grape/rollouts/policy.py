@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from grape.config.inputs import ImageResize
+from grape.config.inputs import CROP_KEY, ImageResize
 
 if TYPE_CHECKING:
     from grape.models import OpenVLAPolicy
     from grape.rollouts.jobs import RolloutJob
 
 logger = logging.getLogger(__name__)
-
-CROP_KEY = "evaluate_with_center_crop"
-"""In a checkpoint's config.json (ours) or an adapter's training.json: the crop that it was trained for, if it says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,18 +167,14 @@ def choose_unnorm_key(
     return key
 
 
-def note_other_crop(source_config: Mapping[str, Any], adapter: str | None, *, center_crop: bool) -> None:
-    """Log a warning where the adapter, or else the checkpoint, says that it was trained for the other crop.
+def note_other_crop(source_config: Mapping[str, Any], *, center_crop: bool) -> None:
+    """Log a warning where a policy says that it was trained for the other crop.
 
     Args:
-        source_config: Content of the checkpoint's config.json.
-        adapter: Folder of the adapter, or hub id; only a folder can say.
+        source_config: Its config.json; an adapter's word has replaced the checkpoint's.
         center_crop: Whether pictures are going to be cropped.
     """
     trained = source_config.get(CROP_KEY)
-    if adapter is not None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # adapters of the original code have none
-            trained = json.loads((Path(adapter) / "training.json").read_text()).get(CROP_KEY, trained)
     if isinstance(trained, bool) and trained != center_crop:
         logger.warning(
             "center_crop is %s, but the policy was trained for %s, as its files say: pass --center_crop %s unless this "

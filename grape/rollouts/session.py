@@ -114,7 +114,7 @@ def open_policy(config: CollectConfig | EvaluateConfig) -> SampledVLA:
         alternatives=find_simulator(config.task_suite_name).statistics,
     )
     action_range(policy.norm_stats, unnorm_key)  # refuses damaged ones here, before there is a run folder
-    note_other_crop(policy.source_config, config.adapter, center_crop=config.center_crop)
+    note_other_crop(policy.source_config, center_crop=config.center_crop)
     return SampledVLA(
         policy,
         name=config.pretrained_checkpoint + (f" + {config.adapter}" if config.adapter else ""),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from grape.config.inputs import CROP_KEY
 from grape.config.sft import SFTConfig
 from grape.errors import ConfigError
 from grape.models import OpenVLAPolicy, load_policy, new_policy
@@ -111,6 +112,8 @@ def prepare_run(config: SFTConfig, ranks: Ranks, episodes: EpisodeSource | None)
     held_out = held_out_episodes(survey.states, config.val_fraction, config.seed)
     lengths = {n: length for n, length in enumerate(survey.lengths) if n not in set(held_out)}
     parameters = prepare_parameters(config, policy)
+    center_crop = choose_center_crop(config, survey)
+    policy.source_config[CROP_KEY] = center_crop or config.image_aug
     return SFTRun(
         config=config,
         ranks=ranks,
@@ -121,7 +124,7 @@ def prepare_run(config: SFTConfig, ranks: Ranks, episodes: EpisodeSource | None)
         order=FrameOrder(lengths, seed=config.seed, buffer_frames=config.shuffle_buffer_size),
         episodes=EpisodeBuffer(episodes, lengths, label),
         validation=_validation(config, episodes, survey, held_out, label),
-        center_crop=choose_center_crop(config, survey),
+        center_crop=center_crop,
         parameters=parameters,
         optimizer=torch.optim.AdamW(
             parameters.values(),

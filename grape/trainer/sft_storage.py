@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import grape
-from grape.config.inputs import INPUTS_BEFORE
+from grape.config.inputs import CROP_KEY, INPUTS_BEFORE
 from grape.config.sft import sft_run_settings
 from grape.errors import ConfigError
 from grape.models import save_policy
@@ -62,7 +62,7 @@ def describe(run: SFTRun) -> dict[str, Any]:
         "num_frames": run.order.frames_per_epoch,
         "frames_per_step": run.frames_per_step,
         "center_crop": run.center_crop,
-        "evaluate_with_center_crop": run.center_crop or run.config.image_aug,
+        CROP_KEY: run.policy.source_config[CROP_KEY],
         "device": str(run.ranks.device),
         "autocast_dtype": str(run.autocast_dtype),
         "versions": versions,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from grape.cli.merge import main as merge_main
+from grape.config.inputs import CROP_KEY
 from grape.errors import CheckpointError, ConfigError
 from grape.models import load_policy, new_policy
 from grape.models.adapter import ADAPTER_WEIGHTS, save_adapter
@@ -135,9 +136,11 @@ def test_an_adapter_of_the_original_code_loads(folder, images, tmp_path) -> None
 def test_merge_command_writes_a_checkpoint_that_acts_alike(folder, images, tmp_path, capsys) -> None:
     policy = adapted()
     save_adapter(policy, tmp_path / "adapter")
+    (tmp_path / "adapter" / "training.json").write_text(json.dumps({CROP_KEY: True}))
     flags = ["--vla_path", str(folder), "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]
     assert merge_main(flags) == 0
     merged = load_policy(tmp_path / "merged")
+    assert merged.source_config[CROP_KEY] is True, "the adapter's word goes with its weights"
     torch.testing.assert_close(log_prob(merged, images), log_prob(policy, images), atol=TOLERANCE, rtol=0)
     base, written = load_file(folder / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     assert base.keys() == written.keys()

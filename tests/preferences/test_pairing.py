@@ -175,6 +175,13 @@ def test_policies_and_temperatures_do_not_mix_across_states_either_but_unnorm_ke
     assert len(pair_episodes([*first, *other_task], PairingSettings()).pairs) == 2
 
 
+def test_episodes_from_before_a_setting_existed_were_made_with_its_default() -> None:
+    named = {"temperature": 1.0, "unnorm_key": "libero_object", "prompt_style": "template", "image_resize": "lanczos"}
+    earlier = group((2.0, "success"), (1.0, "failure"))
+    today = group((2.0, "success"), (1.0, "failure"), state=1, policy_settings=named)
+    assert len(pair_episodes([*earlier, *today], PairingSettings()).pairs) == 2
+
+
 def test_every_episode_is_in_a_pair_or_left_over_exactly_once() -> None:
     scored = [
         *FIVE,

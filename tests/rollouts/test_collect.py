@@ -13,8 +13,9 @@ import pytest
 from grape.cli.collect import summarize
 from grape.cli.main import EXIT_ERROR, EXIT_USAGE, main
 from grape.config.collect import CollectConfig
+from grape.config.inputs import CROP_KEY
 from grape.envs.libero.actions import to_libero
-from grape.rollouts.policy import CROP_KEY, note_other_crop
+from grape.rollouts.policy import note_other_crop
 from grape.rollouts.store import RolloutStore
 from grape.trajectory import Trajectory
 from tests.rollouts.conftest import SETTINGS
@@ -141,28 +142,18 @@ def test_the_next_command_can_be_pasted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint_says", "adapter_says", "center_crop", "is_noted"),
+    ("says", "center_crop", "is_noted"),
     [
-        (None, None, True, False),
-        (False, None, True, True),
-        (False, None, False, False),
-        (True, None, False, True),
-        (False, True, True, False),  # the adapter was trained last
-        (None, False, True, True),
+        ({}, True, False),
+        ({CROP_KEY: False}, True, True),
+        ({CROP_KEY: False}, False, False),
+        ({CROP_KEY: True}, False, True),
     ],
 )
 def test_a_crop_that_the_policy_was_not_trained_for_is_noted(
-    checkpoint_says: bool | None,
-    adapter_says: bool | None,
-    center_crop: bool,
-    is_noted: bool,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    says: dict[str, bool], center_crop: bool, is_noted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if adapter_says is not None:
-        (tmp_path / "training.json").write_text(json.dumps({"evaluate_with_center_crop": adapter_says}))
-    says = {} if checkpoint_says is None else {"evaluate_with_center_crop": checkpoint_says}
-    note_other_crop(says, str(tmp_path), center_crop=center_crop)
+    note_other_crop(says, center_crop=center_crop)
     assert (f"pass --center_crop {not center_crop}" in caplog.text) is is_noted
 
 

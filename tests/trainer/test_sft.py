@@ -18,6 +18,7 @@ from torch import Tensor
 
 from grape.cli.main import EXIT_INTERRUPTED
 from grape.cli.sft import main
+from grape.config.inputs import CROP_KEY
 from grape.config.sft import SFTConfig, check_sft_config
 from grape.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from grape.models import OpenVLAPolicy, load_policy
@@ -149,6 +150,7 @@ def test_new_weights_learn_the_demonstrations(demos: Path, tmp_path: Path) -> No
     assert rows[-1]["l1_loss"] < 0.1 < rows[0]["l1_loss"]
 
     policy = load_policy(result, device="cpu")
+    assert policy.source_config[CROP_KEY] is False
     assert set(policy.norm_stats) == {NAME}
     episodes = list(EpisodeDataset(demos, NAME))
     intended = np.concatenate([episode.policy_actions for episode in episodes])
