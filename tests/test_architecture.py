@@ -29,6 +29,8 @@ CONFINED = {
     "mujoco": ("envs",),
     "mani_skill": ("envs",),
     "sapien": ("envs",),
+    "simpler_env": ("envs",),
+    "mani_skill2_real2sim": ("envs",),
     "openai": ("constraints",),
 }
 """Top-level module -> the folders of grape/ that may import it, directly or through ``require``."""

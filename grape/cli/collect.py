@@ -29,12 +29,18 @@ def collect(config: CollectConfig) -> list[EpisodeInfo]:
         print("warning: collecting on the official test states: do not test what is trained on these", file=sys.stderr)
     jobs = session.plan_jobs(config)
     session.refuse_used_folder(config.run_dir, resume=config.resume)
+    versions = session.library_versions(config.task_suite_name, config.simpler_python)  # before a large checkpoint
     policy = session.open_policy(config)
     with RunWriter(
         config.run_dir,
         settings={"kind": "collect", **session.result_settings(config, policy)},
-        details={"policy": policy.name, "num_workers": config.num_workers, "device": config.device},
-        versions=session.library_versions(config.task_suite_name),
+        details={
+            "policy": policy.name,
+            "num_workers": config.num_workers,
+            "device": config.device,
+            "simpler_python": config.simpler_python and str(config.simpler_python),
+        },
+        versions=versions,
         resume=config.resume,
     ) as writer:
         return session.run_session(

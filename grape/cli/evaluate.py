@@ -68,6 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     jobs = session.plan_jobs(config)
     session.refuse_used_folder(config.run_dir, resume=config.resume)
+    versions = session.library_versions(config.task_suite_name, config.simpler_python)  # before a large checkpoint
     policy = session.open_policy(config)
     with RunWriter(
         config.run_dir,
@@ -78,8 +79,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "num_workers": config.num_workers,
             "device": config.device,
             "run_id_note": config.run_id_note,
+            "simpler_python": config.simpler_python and str(config.simpler_python),
         },
-        versions=session.library_versions(config.task_suite_name),
+        versions=versions,
         keep="outcome",
         resume=config.resume,
     ) as writer:

@@ -1,5 +1,7 @@
 """``grape simpler-eval``: ``grape eval`` of one WidowX task under SIMPLER's published flags.
 
+On ManiSkill 3, or with ``--simpler_python`` in the original SIMPLER.
+
 Each flag is honoured, found to say what the task has anyway, said to be without effect, or refused with the reason.
 """
 
@@ -12,8 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from grape.cli import evaluate
+from grape.envs.protocol import TaskSpec
 from grape.envs.simpler.setups import SETUPS, Setup
-from grape.envs.simpler.tasks import BRIDGE_TASKS, SUITE, BridgeTask
+from grape.envs.simpler.tasks import BRIDGE_TASKS, SUITE
+from grape.envs.simpler_env import BRIDGE_SUITE as ORIGINAL_SUITE
+from grape.envs.suites import suite_task
 from grape.errors import ConfigError, did_you_mean
 
 UPRIGHT = [0.0, 0.0, 1.0] * 3
@@ -36,14 +41,15 @@ def translate(argv: list[str]) -> tuple[list[str], list[str]]:
         ConfigError: A flag asks for what this simulator does not have.
     """
     given, own = make_parser().parse_known_args(argv)
+    said = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in own if word.startswith("--")}
+    suite = ORIGINAL_SUITE if "simpler_python" in said else SUITE
     notes: list[str] = []
-    task_id = find_task(given.env_name, notes)
-    task = BRIDGE_TASKS[task_id]
-    _check_setup(given, SETUPS[task.scene], notes)
-    first, count = state_range(given.obj_episode_range, task, notes)
+    task_id = find_task(given.env_name, suite, notes)
+    _check_setup(given, SETUPS[BRIDGE_TASKS[task_id].scene], notes)
+    first, count = state_range(given.obj_episode_range, suite_task(suite, task_id), notes)
     flags = {
         "pretrained_checkpoint": given.ckpt_path,
-        "task_suite_name": SUITE,
+        "task_suite_name": suite,
         "task_ids": task_id,
         "first_state": first,
         "num_trials_per_task": count,
@@ -52,7 +58,6 @@ def translate(argv: list[str]) -> tuple[list[str], list[str]]:
         "local_log_dir": given.logging_dir,
         "run_id_note": given.additional_env_save_tags,
     }
-    said = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in own if word.startswith("--")}
     kept = {name: value for name, value in flags.items() if value is not None and name not in said}
     return [word for name, value in kept.items() for word in (f"--{name}", str(value))] + own, notes
 
@@ -92,8 +97,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_task(env_name: str, notes: list[str]) -> int:
-    """Position of a task in the suite, by the name of its environment in the original SIMPLER or in ManiSkill 3.
+def find_task(env_name: str, suite: str, notes: list[str]) -> int:
+    """Position of a task in either suite, by the name of its environment in the original SIMPLER or in ManiSkill 3.
 
     Raises:
         ConfigError: There is no such task.
@@ -102,31 +107,35 @@ def find_task(env_name: str, notes: list[str]) -> int:
     current = env_name.removesuffix("-v0") + "-v1" if env_name.endswith("-v0") else env_name
     if current not in names:
         raise ConfigError(f"env-name {env_name!r} is none of the WidowX tasks.{did_you_mean(current, names)}")
-    if current != env_name:
+    if suite == ORIGINAL_SUITE and current == env_name:
+        notes.append(f"{env_name} is ManiSkill 3's; with --simpler_python this runs the original, whose figures differ")
+    if suite == SUITE and current != env_name:
         notes.append(
-            f"{env_name} is the original SIMPLER's; this runs {current} of ManiSkill 3, whose figures may differ"
+            f"{env_name} is the original SIMPLER's; this runs {current} of ManiSkill 3, whose figures may differ "
+            "(--simpler_python runs the original)"
         )
     return names.index(current)
 
 
-def state_range(wanted: list[int] | None, task: BridgeTask, notes: list[str]) -> tuple[int, int]:
+def state_range(wanted: list[int] | None, task: TaskSpec, notes: list[str]) -> tuple[int, int]:
     """First published state and their number: never more than there are.
 
     Raises:
         ConfigError: The range is empty, or wholly beyond the last state.
     """
-    first, end = wanted or (0, task.num_official)
-    if not 0 <= first < min(end, task.num_official):
+    num_official = task.num_official_states
+    assert num_official is not None, "each of these tasks knows"
+    first, end = wanted or (0, num_official)
+    if not 0 <= first < min(end, num_official):
         raise ConfigError(
-            f"obj-episode-range is {first} {end}; wanted ids from 0, and {task.environment} has 0 to "
-            f"{task.num_official - 1}"
+            f"obj-episode-range is {first} {end}; wanted ids from 0, and {task.name} has 0 to {num_official - 1}"
         )
-    if end > task.num_official:
+    if end > num_official:
         notes.append(
-            f"ids {task.num_official} to {end - 1} do not exist: in the original SIMPLER they wrap round and repeat "
-            f"earlier ones, so ids {first} to {task.num_official - 1} are evaluated, each once"
+            f"ids {num_official} to {end - 1} do not exist: in the original SIMPLER they wrap round and repeat "
+            f"earlier ones, so ids {first} to {num_official - 1} are evaluated, each once"
         )
-    return first, min(end, task.num_official) - first
+    return first, min(end, num_official) - first
 
 
 def _check_setup(given: argparse.Namespace, setup: Setup, notes: list[str]) -> None:
@@ -156,7 +165,7 @@ def _check_setup(given: argparse.Namespace, setup: Setup, notes: list[str]) -> N
         allowed = list(known)
         if value is not None and value not in allowed:
             wanted = f"only {_words(allowed[0])} is" if allowed else "it is not"
-            raise ConfigError(f"{name} is {_words(value)}; {wanted} available for this task on ManiSkill 3")
+            raise ConfigError(f"{name} is {_words(value)}; {wanted} available for this task")
     if given.rgb_overlay_path is not None:
         notes.append(
             f"the background is {setup.overlay} of the installed assets, not the file {given.rgb_overlay_path}"

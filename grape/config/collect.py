@@ -26,7 +26,7 @@ class CollectConfig:
     """Folder of a LoRA adapter to put on top; None rolls out the checkpoint alone."""
     task_suite_name: str = "libero_spatial"
     """LIBERO suite (libero_spatial, libero_object, libero_goal, libero_10, libero_90 or a LIBERO-PRO variant), or
-    simpler_bridge."""
+    simpler_bridge; simpler_env_bridge and simpler_env_google are the original SIMPLER (--simpler_python)."""
     task_ids: tuple[int, ...] = ()
     """Tasks of the suite, counted from 0; empty takes all."""
     init_split: str = "rollout"
@@ -72,6 +72,8 @@ class CollectConfig:
     480 for SIMPLER (its pictures are 4:3)."""
     max_steps: int | None = None
     """Actions after which an episode has failed; None takes the task's limit (220 for libero_spatial)."""
+    simpler_python: Path | None = None
+    """Interpreter that has simpler_env, for the suites simpler_env_bridge and simpler_env_google (docs/simpler.md)."""
     step_timeout_s: float = 120.0
     """A simulator that does not answer for this many seconds counts as crashed."""
     device: str = "auto"

@@ -40,7 +40,7 @@ class EvaluateConfig:
 
     task_suite_name: str = "libero_spatial"
     """LIBERO suite (libero_spatial, libero_object, libero_goal, libero_10, libero_90 or a LIBERO-PRO variant), or
-    simpler_bridge."""
+    simpler_bridge; simpler_env_bridge and simpler_env_google are the original SIMPLER (--simpler_python)."""
     num_steps_wait: int = 10
     """Settling steps before the policy acts; OpenVLA's protocol has 10, and only 10 is accepted."""
     num_trials_per_task: int = 50
@@ -89,6 +89,8 @@ class EvaluateConfig:
     num_workers: int = 2
     """Simulator processes. Random numbers do not depend on it; floating-point sums may differ in their last bits with
     batch size and torch's threads, so once in a while a token does, too (docs/parity.md)."""
+    simpler_python: Path | None = None
+    """Interpreter that has simpler_env, for the suites simpler_env_bridge and simpler_env_google (docs/simpler.md)."""
     step_timeout_s: float = 120.0
     """A simulator that does not answer for this many seconds counts as crashed."""
     device: str = "auto"

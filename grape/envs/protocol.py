@@ -43,6 +43,10 @@ class TaskSpec:
     num_official_states: int | None = None
     """How many different initial states the benchmark publishes; ``None`` leaves the check to the simulator."""
 
+    changes_instruction: bool = False
+    """The simulator changes the instruction in the course of an episode. Such episodes can be evaluated, but not
+    collected: a stored one has a single instruction."""
+
     def with_max_steps(self, max_steps: int | None) -> TaskSpec:
         """The same task with another step limit; ``None`` keeps its own.
 
@@ -107,6 +111,8 @@ class Observation:
     """(H, W, 3) uint8, RGB, upright; (0, 0, 3) where rendering was skipped."""
     state: np.ndarray
     """(8,) float32: end-effector position (m, world), axis-angle (rad), the two finger positions (m)."""
+    instruction: str | None = None
+    """What the policy is told now, where the simulator has the word; ``None`` for the task's own."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from grape.envs import libero, simpler
+from grape.envs import libero, simpler, simpler_env
 from grape.envs.libero import rendering as libero_rendering
 from grape.envs.libero.actions import to_libero
 from grape.envs.libero.package import warn_of_newer_mujoco
 from grape.envs.protocol import Env, TaskSpec
-from grape.envs.simpler import env as simpler_env
-from grape.envs.simpler.actions import to_maniskill
+from grape.envs.simpler import env as simpler_environment
+from grape.envs.simpler.actions import to_google_robot, to_maniskill, to_original_simpler
 from grape.errors import ConfigError, did_you_mean
 
 
@@ -54,7 +54,22 @@ class Simulator:
     """Further names under which checkpoints keep the action statistics of such suites."""
     warn: Callable[[], object] | None = None
     """Says once, before the simulators start, what is odd about the installed one."""
+    interpreter_versions: Callable[[str, str | None], dict[str, str]] | None = None
+    """Where it runs in an interpreter of its own (``--simpler_python``): takes the suite and that, gives the versions
+    of ``libraries`` in there, and refuses one that cannot serve. Nothing is loaded."""
 
+
+_ORIGINAL_SIMPLER: dict[str, Any] = {
+    "task_names": simpler_env.task_names,
+    "task": simpler_env.simpler_env_task,
+    "make_env": simpler_env.make_original_simpler_env,
+    "render_profiles": ("faithful",),
+    "collect_consecutive_successes": 6,
+    "evaluate_consecutive_successes": None,
+    "libraries": simpler_env.LIBRARIES,
+    "interpreter_versions": simpler_env.installed_simpler_env,
+}
+"""What the two robots of the original SIMPLER have in common."""
 
 SIMULATORS: dict[str, Simulator] = {
     "libero": Simulator(
@@ -81,13 +96,33 @@ SIMULATORS: dict[str, Simulator] = {
         make_env=simpler.make_simpler_env,
         to_simulator_action=to_maniskill,
         camera_size=480,
-        camera_sizes=simpler_env.CAMERA_SIZES,
+        camera_sizes=simpler_environment.CAMERA_SIZES,
         render_profiles=("faithful",),
         unseen={"render_profile": "faithful", "camera_size": 48},
         collect_consecutive_successes=6,  # as GRAPE's collector
         evaluate_consecutive_successes=None,  # SIMPLER counts success at the last step
         libraries=("mani-skill", "sapien"),
         statistics=("bridge_orig",),  # OpenVLA's name of BridgeData V2
+    ),
+    simpler_env.BRIDGE_SUITE: Simulator(
+        name=simpler_env.BRIDGE_SUITE,
+        suites=(simpler_env.BRIDGE_SUITE,),
+        to_simulator_action=to_original_simpler,
+        camera_size=480,
+        camera_sizes=range(480, 481),
+        unseen={"render_profile": "faithful", "camera_size": 480},
+        statistics=("simpler_bridge", "bridge_orig"),
+        **_ORIGINAL_SIMPLER,
+    ),
+    simpler_env.GOOGLE_SUITE: Simulator(
+        name=simpler_env.GOOGLE_SUITE,
+        suites=(simpler_env.GOOGLE_SUITE,),
+        to_simulator_action=to_google_robot,
+        camera_size=512,
+        camera_sizes=range(512, 513),
+        unseen={"render_profile": "faithful", "camera_size": 512},
+        statistics=("fractal20220817_data",),  # OpenVLA's name of RT-1's data
+        **_ORIGINAL_SIMPLER,
     ),
 }
 """Every simulator by its name."""

@@ -35,6 +35,8 @@ class EnvSpec:
     """Height of the picture, pixels, before the pool's ``image_fn``; ``None`` for the simulator's own."""
     max_steps: int | None = None
     """Step limit to record; ``None`` for the suite's own."""
+    python: str | None = None
+    """The interpreter of a simulator that needs its own."""
 
     def make(self) -> Env:
         """Start the simulation.
@@ -53,6 +55,7 @@ class EnvSpec:
             render_profile=self.render_profile,
             camera_size=simulator.camera_size if self.camera_size is None else self.camera_size,
             max_steps=self.max_steps,
+            **({} if self.python is None else {"python": self.python}),
         )
 
 

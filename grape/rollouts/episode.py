@@ -66,6 +66,7 @@ class EpisodeRecorder:
         return DecisionRequest(
             job=self.job,
             step=self.num_actions,
+            instruction=self._observations[-1].instruction or self.job.task.instruction,
             image=self._observations[-1].image,
             state=self._observations[-1].state,
             facts=self._facts[-1],
@@ -110,7 +111,7 @@ class EpisodeRecorder:
             suite=task.suite,
             task_id=task.task_id,
             task_name=task.name,
-            instruction=task.instruction,
+            instruction=(self._observations[0].instruction if self._observations else None) or task.instruction,
             init_state_id=str(self.job.init_state),
             init_state_hash=self._init_state_hash,
             rollout_index=self.job.rollout_index,

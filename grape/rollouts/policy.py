@@ -26,6 +26,8 @@ class DecisionRequest:
     job: RolloutJob
     step: int
     """Actions already taken in this episode."""
+    instruction: str
+    """What the policy is told: the task's, unless the simulator has the word."""
     image: np.ndarray
     """Picture before acting, after the policy's ``image_fn``; uint8 (H, W, 3)."""
     state: np.ndarray
@@ -114,7 +116,7 @@ class SampledVLA:
     def act(self, requests: Sequence[DecisionRequest]) -> list[Decision]:
         batch = self._policy.act(
             [request.image for request in requests],
-            [request.job.task.instruction for request in requests],
+            [request.instruction for request in requests],
             uniforms=np.stack([request.uniforms for request in requests]),
             **self._sampling,
         )

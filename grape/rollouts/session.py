@@ -43,11 +43,21 @@ def plan_jobs(config: CollectConfig | EvaluateConfig) -> list[RolloutJob]:
     if size not in sizes:
         steps = f" in steps of {sizes.step}" if sizes.step > 1 else ""
         raise ConfigError(f"camera_size is {size}; {simulator.name} has {sizes[0]} to {sizes[-1]} pixels{steps}")
+    if config.simpler_python is not None and simulator.interpreter_versions is None:
+        raise ConfigError(
+            f"simpler_python is {config.simpler_python}, but {suite} runs in this interpreter; it is for the original "
+            "SIMPLER's suites alone"
+        )
     states = [InitStateId(config.init_split, config.first_state + offset) for offset in range(num_states)]
     jobs = []
     for task_id in config.task_ids or range(len(simulator.task_names(suite))):
         task = simulator.task(suite, task_id)
         task.check_states(config.init_split, config.first_state, num_states)
+        if task.changes_instruction and isinstance(config, CollectConfig):
+            raise ConfigError(
+                f"{suite}/{task_id} ({task.name}) changes its instruction in the course of an episode, and a stored "
+                "episode has one; it can be evaluated, not collected: leave it out of --task_ids"
+            )
         env = EnvSpec(
             simulator=simulator.name,
             suite=suite,
@@ -55,6 +65,7 @@ def plan_jobs(config: CollectConfig | EvaluateConfig) -> list[RolloutJob]:
             render_profile=config.render_profile,
             camera_size=size,
             max_steps=config.max_steps,
+            python=None if config.simpler_python is None else str(config.simpler_python),
         )
         jobs += [
             RolloutJob(
@@ -164,11 +175,22 @@ def result_settings(config: CollectConfig | EvaluateConfig, policy: Policy) -> d
     }
 
 
-def library_versions(suite: str) -> dict[str, str]:
-    """Versions of Python, the toolkit and the libraries that can change an episode of this suite."""
+def library_versions(suite: str, simpler_python: Path | None = None) -> dict[str, str]:
+    """Versions of Python, the toolkit and the libraries that can change an episode of this suite.
+
+    Args:
+        suite: Whose simulator.
+        simpler_python: The interpreter of a simulator that needs its own.
+
+    Raises:
+        GrapeError: That interpreter is not named, cannot be run or lacks a package.
+    """
     python = ".".join(platform.python_version_tuple()[:2])
-    libraries = ("grape-vla", *LIBRARIES, *find_simulator(suite).libraries)
-    return {"python": python, **installed_versions(libraries)}
+    simulator = find_simulator(suite)
+    versions = {"python": python, **installed_versions(("grape-vla", *LIBRARIES))}
+    if simulator.interpreter_versions is None:
+        return versions | installed_versions(simulator.libraries)
+    return versions | simulator.interpreter_versions(suite, None if simpler_python is None else str(simpler_python))
 
 
 def run_session(

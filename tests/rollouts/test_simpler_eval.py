@@ -48,6 +48,15 @@ def test_the_published_commands() -> None:
         assert read(TABLE.replace("PutCarrotOnPlateInScene", name))[0].task_ids == (number,)
 
 
+def test_with_its_interpreter_the_original_simulator_is_evaluated() -> None:
+    config, notes = read(f"{SINK} --simpler_python other/python")
+    assert (config.task_suite_name, config.task_ids) == ("simpler_env_bridge", (3,))
+    assert config.num_trials_per_task == 24 and "ids 24 to 49 do not exist" in notes  # ManiSkill 3 has 64
+    assert str(config.simpler_python) == "other/python" and "ManiSkill 3" not in notes
+    _, notes = read("--ckpt-path p --env-name PutCarrotOnPlateInScene-v1 --simpler_python other/python")
+    assert "PutCarrotOnPlateInScene-v1 is ManiSkill 3's; with --simpler_python this runs the original" in notes
+
+
 def test_what_is_left_out_is_as_the_task_has_it_and_other_flags_are_ours() -> None:
     config, notes = read(
         "--ckpt-path p --env-name PutCarrotOnPlateInScene-v1 --num_workers 3 --center_crop True --logging-dir logs"

@@ -41,6 +41,14 @@ def to_original_simpler(policy_action: np.ndarray) -> np.ndarray:
     return np.concatenate([position, axis_angle(quaternion_from_matrix(matrix)), gripper]).astype(np.float32)
 
 
+def to_google_robot(policy_action: np.ndarray) -> np.ndarray:
+    """(7,) float32 for the original SIMPLER's Google Robot: as ``to_original_simpler``, but with the gripper as it is,
+    an opening in [0, 1]: its relative command depends on earlier ones (``grape.envs.simpler_env.gripper``)."""
+    action = to_original_simpler(policy_action)
+    action[6] = policy_action[6]
+    return action
+
+
 def policy_gripper(maniskill_gripper: float) -> float:
     """ManiSkill's −1 (closed) to +1 (open) as the policy's 0 (closed) to 1 (open)."""
     return (1.0 + maniskill_gripper) / 2.0
