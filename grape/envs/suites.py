@@ -7,7 +7,8 @@ no simulator.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,10 @@ class Simulator:
     """Further names under which checkpoints keep the action statistics of such suites."""
     warn: Callable[[], object] | None = None
     """Says once, before the simulators start, what is odd about the installed one."""
+    varied_suite: Mapping[str, str] = field(default_factory=dict)
+    """Suite of variants -> the suite whose tasks it varies, in the same order; the stages of a task are theirs, too."""
+    download_assets: Callable[[], Path] | None = None
+    """Fetches what its package does not bring, and returns where that is; ``None`` where the package brings it all."""
 
 
 SIMULATORS: dict[str, Simulator] = {
@@ -81,7 +86,9 @@ SIMULATORS: dict[str, Simulator] = {
         collect_consecutive_successes=6,  # as GRAPE's collector
         evaluate_consecutive_successes=None,  # SIMPLER counts success at the last step
         libraries=("mani-skill", "sapien"),
-        statistics=("bridge_orig",),  # OpenVLA's name of BridgeData V2
+        statistics=("simpler_bridge", "bridge_orig"),  # for its variants, too; OpenVLA's name of BridgeData V2
+        varied_suite=simpler.VARIED_SUITE,
+        download_assets=simpler.download_assets,
     ),
 }
 """Every simulator by its name."""
