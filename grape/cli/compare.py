@@ -22,7 +22,7 @@ SAME_SETTINGS = (
 )  # fmt: skip
 """Settings in which the two must agree; number and choice of states are compared state by state."""
 SAME_VERSIONS = tuple(library for simulator in SIMULATORS.values() for library in simulator.libraries)
-SAME_SIMULATOR_SETTINGS = ("rendering_device",)
+SAME_SIMULATOR_SETTINGS = ("rendering_device", "variation")
 """What a simulator says of itself and pictures depend on; one that does not say it agrees with itself."""
 PER_TASK = ("assets", "max_steps")
 """Of a simulator's settings, what belongs to one task: compared elsewhere."""
@@ -87,9 +87,11 @@ def compare_results(before: dict[str, Any], after: dict[str, Any]) -> Comparison
     for group, names in groups.items():
         for name in names:
             _require_equal(name, _setting(before[group], name), _setting(after[group], name))
-    assets = [{task["task_id"]: task.get("assets") for task in result["tasks"]} for result in (before, after)]
-    for task_id in assets[0].keys() & assets[1].keys():
-        _require_equal(f"assets of task {task_id}", assets[0][task_id], assets[1][task_id])
+    tasks = [{task["task_id"]: task for task in result["tasks"]} for result in (before, after)]
+    for task_id in tasks[0].keys() & tasks[1].keys():
+        for name in ("instruction", "assets"):
+            first, second = (of_task[task_id].get(name) for of_task in tasks)
+            _require_equal(f"{name} of task {task_id}", first, second)
     return compare_states(all_states(before), all_states(after))
 
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "parity": ("grape.cli.parity:main", "check a checkpoint against recorded outputs of the reference code"),
     "experts": ("grape.cli.experts:main", "scripted demonstrations with privileged state"),
     "states": ("grape.cli.states:main", "distance of test states to the nearest used ones"),
+    "assets": ("grape.cli.assets:main", "download what a simulator's package does not bring"),
     "demo": ("grape.cli.demo:main", "the whole loop, end to end, with a report"),
 }
 """Command name -> (``module:function`` taking ``argv`` and returning an exit code, one line of help)."""

@@ -28,6 +28,7 @@ from grape.constraints import (
     load_constraints,
     shipped_constraints,
 )
+from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, ConstraintError, RecordError, did_you_mean
 from grape.rewards import REWARDS, GuidedCost, external_reward, self_reward, stage_costs
 from grape.rewards.guided_cost import TERMS
@@ -207,7 +208,10 @@ class ConstraintSource:
             path = None if self._folder is None else self._folder / f"{info.suite}_{info.task_id}{suffix}"
             if path is not None and path.is_file():
                 return _checked(load_constraints(path), info)
-        if (shipped := shipped_constraints(info.suite, info.task_id)) is not None:
+        varied = SIMULATORS[info.simulator].varied_suite if info.simulator in SIMULATORS else {}
+        if (shipped := shipped_constraints(varied.get(info.suite, info.suite), info.task_id)) is not None:
+            if info.suite in varied:
+                return shipped.about(info.instruction, info.keypoint_names)
             return _checked(shipped, info)
         return derive_constraints(info.goal_predicates, info.keypoint_names, info.instruction)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,30 @@ class TaskConstraints:
                         f"stage {stage.name!r}, {expression.source!r}: unknown keypoint {name!r}."
                         f"{did_you_mean(name, keypoint_names)}"
                     )
+
+    def about(self, instruction: str, keypoint_names: tuple[str, ...]) -> TaskConstraints:
+        """The same stages of a task with another instruction and other objects, which take the places of these.
+
+        Raises:
+            ConstraintError: The numbers of keypoints differ.
+        """
+        if len(keypoint_names) != len(self.keypoint_names):
+            raise ConstraintError(
+                f"{self.instruction!r} is about {self.keypoint_names}, {instruction!r} about {keypoint_names}: "
+                "there have to be as many"
+            )
+        new = dict(zip(self.keypoint_names, keypoint_names, strict=True))
+        names = re.compile(rf"\b({'|'.join(map(re.escape, new))})\b")  # at once: they may change places
+
+        def renamed(stage: Stage) -> Stage:
+            sources = {name: getattr(stage, name) for name in (*COSTS, *CONDITIONS)}
+            changed: Any = {
+                name: names.sub(lambda found: new[found[0]], text) for name, text in sources.items() if text
+            }
+            return dataclasses.replace(stage, **changed)
+
+        stages = tuple(map(renamed, self.stages))
+        return dataclasses.replace(self, instruction=instruction, keypoint_names=keypoint_names, stages=stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without fields that are unset."""

@@ -7,7 +7,8 @@ no simulator.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,10 @@ class Simulator:
     interpreter_versions: Callable[[str, str | None], dict[str, str]] | None = None
     """Where it runs in an interpreter of its own (``--simpler_python``): takes the suite and that, gives the versions
     of ``libraries`` in there, and refuses one that cannot serve. Nothing is loaded."""
+    varied_suite: Mapping[str, str] = field(default_factory=dict)
+    """Suite of variants -> the suite whose tasks it varies, in the same order; the stages of a task are theirs, too."""
+    download_assets: Callable[[], Path] | None = None
+    """Fetches what its package does not bring, and returns where that is; ``None`` where the package brings it all."""
 
 
 _ORIGINAL_SIMPLER: dict[str, Any] = {
@@ -102,7 +107,9 @@ SIMULATORS: dict[str, Simulator] = {
         collect_consecutive_successes=6,  # as GRAPE's collector
         evaluate_consecutive_successes=None,  # SIMPLER counts success at the last step
         libraries=("mani-skill", "sapien"),
-        statistics=("bridge_orig",),  # OpenVLA's name of BridgeData V2
+        statistics=("simpler_bridge", "bridge_orig"),  # for its variants, too; OpenVLA's name of BridgeData V2
+        varied_suite=simpler.VARIED_SUITE,
+        download_assets=simpler.download_assets,
     ),
     simpler_env.BRIDGE_SUITE: Simulator(
         name=simpler_env.BRIDGE_SUITE,

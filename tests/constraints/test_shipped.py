@@ -9,11 +9,12 @@ import pytest
 from grape.cli.score import ConstraintSource
 from grape.constraints import evaluate_stages, save_constraints, shipped_constraints
 from grape.constraints.shipped import FOLDER
-from grape.envs.simpler import SIMPLER_SUITES, simpler_task
+from grape.envs.simpler import simpler_task
+from grape.envs.simpler.tasks import BRIDGE_TASKS, SUITE
 from grape.errors import ConstraintError
 from grape.trajectory import EpisodeInfo
 
-TASKS = [simpler_task(suite, task_id) for suite, tasks in SIMPLER_SUITES.items() for task_id in range(len(tasks))]
+TASKS = [simpler_task(SUITE, task_id) for task_id in range(len(BRIDGE_TASKS))]
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 

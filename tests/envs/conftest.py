@@ -30,8 +30,8 @@ def make_simpler(simpler: None):
 
     made = []
 
-    def make(task_id: int, **settings):
-        env = make_simpler_env(tasks.SUITE, task_id, **settings)
+    def make(task_id: int, *, suite: str = tasks.SUITE, **settings):
+        env = make_simpler_env(suite, task_id, **settings)
         made.append(env)
         return env
 

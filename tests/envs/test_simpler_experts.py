@@ -9,7 +9,7 @@ from grape.envs.pick_and_place import SPEED_LEVELS
 from grape.envs.protocol import InitStateId
 from grape.envs.simpler import simpler_task
 from grape.envs.simpler.actions import policy_gripper, to_maniskill
-from grape.envs.simpler.experts import FULL_DEFLECTION_M, FULL_TURN_RAD, BridgeExpert
+from grape.envs.simpler.experts import FULL_DEFLECTION_M, FULL_TURN_RAD, LOWEST_GRIP_M, BridgeExpert
 from grape.envs.simpler.tasks import BRIDGE_TASKS, SUITE
 
 Rotation = pytest.importorskip("scipy.spatial.transform", reason="scipy is the reference for rotations").Rotation
@@ -67,6 +67,11 @@ def test_the_spoon_is_held_by_its_handle_wherever_it_points():
         hand = (*handle, 0.8884)
         action = act(SPOON, hand=hand, item=(0, 0, 0.8804), yaw_deg=yaw_deg, hand_yaw_deg=yaw_deg)
         assert action[:6] == pytest.approx(0) and action[6] == CLOSE
+
+
+def test_it_does_not_press_on_the_table_for_a_small_object():
+    action = act(CUBE, hand=(0, 0, LOWEST_GRIP_M), item=(0, 0, 0.882))
+    assert action[:6] == pytest.approx(0) and action[6] == CLOSE
 
 
 def test_what_is_held_is_lifted_before_it_is_carried():

@@ -161,7 +161,7 @@ def test_one_missing_asset_is_an_error_before_anything_is_built(assets, monkeypa
     check_assets(assets, TABLE_TASK)
     (assets / file).unlink()
     monkeypatch.setattr(package, "asset_root", lambda: assets)
-    with pytest.raises(MissingDependencyError, match=rf"(?s){file.split('/')[-1]}.*download_asset"):
+    with pytest.raises(MissingDependencyError, match=rf"(?s){file.split('/')[-1]}.*grape assets simpler"):
         make_simpler_env(SUITE, 0)
 
 

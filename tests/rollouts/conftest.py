@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,17 @@ SETTINGS = [
 
 @pytest.fixture(scope="session")
 def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random weights in the published layout."""
+    """A checkpoint of random weights in the published layout, with statistics of both simulators' actions."""
     pytest.importorskip("torch")
     from grape.models import new_policy, save_policy
 
-    span = {"q01": [-0.5] * 3 + [-0.2] * 3 + [0.0], "q99": [0.5] * 3 + [0.2] * 3 + [1.0], "mask": [True] * 6 + [False]}
+    def span(move: float, turn: float) -> dict[str, Any]:
+        low, high = [-move] * 3 + [-turn] * 3 + [0.0], [move] * 3 + [turn] * 3 + [1.0]
+        return {"action": {"q01": low, "q99": high, "mask": [True] * 6 + [False]}}
+
     folder = tmp_path_factory.mktemp("policy") / "tiny"
-    save_policy(new_policy("test", norm_stats={"libero_spatial": {"action": span}}), folder)
+    statistics = {"libero_spatial": span(0.5, 0.2), "bridge_orig": span(0.03, 0.1)}  # deflections; metres and radians
+    save_policy(new_policy("test", norm_stats=statistics), folder)
     return folder
 
 

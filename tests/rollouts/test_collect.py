@@ -122,7 +122,7 @@ def test_bad_input_starts_nothing(tiny_policy_dir: Path, tmp_path: Path, capsys:
 
     assert "Did you mean 'libero_spatial'" in refused("--task_suite_name", "libero_spatail")
     assert "wanted 0 to 9" in refused("--task_ids", "10")
-    assert "libero_spatial" in refused("--unnorm_key", "bridge_orig")
+    assert "libero_spatial" in refused("--unnorm_key", "libero_goal")
     assert "these are the test states" in refused("--init_split", "official")
     assert str(tmp_path / "nothing") in refused("--pretrained_checkpoint", str(tmp_path / "nothing"))
     assert "camera_size is 0; libero has 16 to 4096 pixels" in refused("--camera_size", "0")

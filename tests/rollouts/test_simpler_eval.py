@@ -63,6 +63,8 @@ def test_what_is_left_out_is_as_the_task_has_it_and_other_flags_are_ours() -> No
     )
     assert (config.num_trials_per_task, config.max_steps, config.num_workers) == (24, None, 3)
     assert config.center_crop is True and str(config.local_log_dir) == "logs" and notes == ""
+    varied, _ = read("--ckpt-path p --env-name PutCarrotOnPlateInScene-v1 --task_suite_name simpler_bridge_subject")
+    assert (varied.task_suite_name, varied.task_ids) == ("simpler_bridge_subject", (0,))
 
 
 @pytest.mark.parametrize(

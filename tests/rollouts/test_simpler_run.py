@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +16,25 @@ from grape.cli.main import EXIT_ERROR, main
 from grape.envs.simpler.actions import to_maniskill
 from grape.errors import RecordError
 from grape.rollouts.store import RolloutStore
+from grape.trainer.metrics import read_metrics
 
 TASK = ["--task_suite_name", "simpler_bridge", "--task_ids", "0", "--num_workers", "1", "--device", "cpu"]
 MAX_STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with statistics of Bridge data, in metres and radians."""
-    pytest.importorskip("torch")
-    from grape.models import new_policy, save_policy
-
-    span = {
-        "q01": [-0.03] * 3 + [-0.1] * 3 + [0.0],
-        "q99": [0.03] * 3 + [0.1] * 3 + [1.0],
-        "mask": [True] * 6 + [False],
-    }
-    folder = tmp_path_factory.mktemp("policy") / "tiny"
-    save_policy(new_policy("test", norm_stats={"bridge_orig": {"action": span}}), folder)
-    return folder
+def run_beside_tensorflow(command: str, *arguments: str) -> None:
+    """In another process: a simulator refuses to render where TensorFlow is loaded."""
+    if importlib.util.find_spec("tensorflow_datasets") is None:  # found, not imported: tests here render in-process
+        pytest.skip("needs the extra rlds")
+    done = subprocess.run(
+        [sys.executable, "-m", "grape.cli.main", command, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
-def test_collect_score_pair_and_eval(simpler: None, policy_dir: Path, tmp_path: Path) -> None:
+def test_collect_score_pair_train_and_eval(simpler: None, tiny_policy_dir: Path, tmp_path: Path) -> None:
     run_dir, evaluation = tmp_path / "run", tmp_path / "evaluation"
-    shared = ["--pretrained_checkpoint", str(policy_dir), *TASK, "--max_steps", str(MAX_STEPS)]
+    shared = ["--pretrained_checkpoint", str(tiny_policy_dir), *TASK, "--max_steps", str(MAX_STEPS)]
     collect = ["--run_dir", str(run_dir), "--num_states", "1", "--num_rollouts", "2", "--image_resize", "area"]
     assert main(["collect", *shared, *collect]) == 0
     store = RolloutStore(run_dir)
@@ -51,16 +50,25 @@ def test_collect_score_pair_and_eval(simpler: None, policy_dir: Path, tmp_path: 
     for policy_action, action in zip(first.policy_actions, first.actions, strict=True):
         np.testing.assert_array_equal(action, to_maniskill(policy_action))
 
-    assert main(["score", str(run_dir)]) == 0
+    assert main(["score", str(run_dir), "--lambda_self", "0"]) == 0
     [scores] = (run_dir / "scores").glob("*.json")
     stages = json.loads(scores.read_text())["episodes"][first.info.episode_id]["stages"]
     assert stages and all(np.isfinite(stage["cost"]) for stage in stages)
-    pair = ["--scores", str(scores), "--out", str(tmp_path / "pairs"), "--dataset_name", "tiny", "--dry_run"]
-    assert main(["pair", str(run_dir), *pair]) == 0
+    pairs = tmp_path / "pairs"
+    pair = ["--scores", str(scores), "--out", str(pairs), "--dataset_name", "tiny"]
+    run_beside_tensorflow("pair", str(run_dir), *pair, "--require_chosen_success", "False")
+    train = ["--chosen_traj_dir", str(pairs / "chosen"), "--rejected_traj_dir", str(pairs / "rejected")]
+    train += ["--dataset_name", "tiny", "--run_root_dir", str(tmp_path / "train"), "--image_resize", "area"]
+    train += ["--adapter_tmp_dir", str(tmp_path / "adapter"), "--run_name", "tpo", "--device", "cpu"]
+    run_beside_tensorflow("train", "--vla_path", str(tiny_policy_dir), *train, "--lora_rank", "2", "--max_steps", "1")
+    [metrics] = read_metrics(tmp_path / "train" / "tpo")
+    # 1e-4: float32; before the first step policy and reference agree, so that the loss is -log σ(0)
+    assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
-    trial = ["--run_dir", str(evaluation), "--num_trials_per_task", "1"]
-    assert main(["eval", *shared, *trial]) == 0
+    trial = ["--run_dir", str(evaluation), "--num_trials_per_task", "1", "--image_resize", "area"]
+    assert main(["eval", *shared, *trial, "--adapter", str(tmp_path / "adapter" / "tpo")]) == 0
     got = json.loads((evaluation / "results.json").read_text())
+    assert got["checkpoint_hash"] != store.run["settings"]["checkpoint_hash"], "the adapter is part of it"
     assert got["simulator_settings"]["rendering_device"] and got["tasks"][0]["assets"]
     assert {rule: rate["trials"] for rule, rate in got["total_by_rule"].items()} == {
         "last_step": 1, "once": 1, "three_in_a_row": 1,
@@ -68,10 +76,14 @@ def test_collect_score_pair_and_eval(simpler: None, policy_dir: Path, tmp_path: 
     assert main(["compare", str(evaluation), str(evaluation)]) == 0
 
 
-def test_experts_demonstrate_and_the_shipped_stages_score_them(simpler: None, tmp_path: Path) -> None:
+def test_experts_demonstrate_a_variant_and_the_task_s_shipped_stages_score_it(simpler: None, tmp_path: Path) -> None:
     run_dir, expert = tmp_path / "run", ["--jitter", "0.2", "--image_size", "64"]
-    assert main(["experts", *TASK[:-2], *expert, "--run_dir", str(run_dir), "--num_states", "1"]) == 0
+    variant = ["--task_suite_name", "simpler_bridge_subject", *TASK[2:-2]]
+    assert main(["experts", *variant, *expert, "--run_dir", str(run_dir), "--num_states", "1"]) == 0
     [episode] = RolloutStore(run_dir).trajectories()
+    assert (episode.info.suite, episode.info.instruction) == ("simpler_bridge_subject", "put eggplant on plate")
+    assert episode.info.simulator_settings["variation"]["axis"] == "subject"
+    assert episode.info.keypoint_names == ("eggplant", "plate")
     assert episode.info.status == "success" and episode.info.longest_success_run == 6  # it ends as a collected one
     assert episode.images.shape == (episode.info.num_steps, 64, 64, 3)
     for label, action in zip(episode.policy_actions, episode.actions, strict=True):

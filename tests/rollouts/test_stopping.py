@@ -121,12 +121,20 @@ def test_libero_s_result_has_one_count() -> None:
     [
         ({"assets": "bb"}, "assets of task 0: 'aa' before, 'bb' after"),
         ({"rendering_device": "GPU"}, "rendering_device"),
+        ({"variation": {"scale": 0.8}}, "variation: None before, {'scale': 0.8} after"),
     ],
 )
 def test_compare_refuses_other_assets_and_renderers(change: dict[str, Any], message: str) -> None:
     compare_results(result("+-", "++"), result("--", "-+"))
     with pytest.raises(ConfigError, match=message):
         compare_results(result("+"), result("+", change=change))
+
+
+def test_compare_refuses_other_instructions() -> None:
+    reworded = result("+")
+    reworded["tasks"][0]["instruction"] = "the same in other words"
+    with pytest.raises(ConfigError, match="instruction of task 0: .* after"):
+        compare_results(result("+"), reworded)
 
 
 def test_compare_refuses_other_simulators_and_rules_of_ending() -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from grape.envs.simpler.download import download_assets
 from grape.envs.simpler.env import SimplerEnv
-from grape.envs.simpler.tasks import SIMPLER_SUITES, simpler_task, task_names
+from grape.envs.simpler.suites import SIMPLER_SUITES, VARIED_SUITE, simpler_task, task_names
 
-__all__ = ["SIMPLER_SUITES", "SimplerEnv", "make_simpler_env", "simpler_task", "task_names"]
+__all__ = [
+    "SIMPLER_SUITES",
+    "VARIED_SUITE",
+    "SimplerEnv",
+    "download_assets",
+    "make_simpler_env",
+    "simpler_task",
+    "task_names",
+]
 
 
 def make_simpler_env(

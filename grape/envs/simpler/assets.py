@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from grape.envs.simpler.tasks import BridgeTask
@@ -19,8 +20,7 @@ from grape.errors import MissingDependencyError, SimulatorError
 BRIDGE = Path("tasks/bridge_v2_real2sim_dataset")
 ROBOT = Path("robots/widowx")
 DOWNLOAD_HELP = (
-    "download them with: python -m mani_skill.utils.download_asset bridge_v2_real2sim -y; "
-    "python -m mani_skill.utils.download_asset widowx250s -y "
+    "download them with: grape assets simpler "
     "(they land in $MS_ASSET_DIR/data, or ~/.maniskill/data where that is not set)"
 )
 _SCENES = {
@@ -47,13 +47,21 @@ def check_assets(root: Path, task: BridgeTask) -> None:
     Raises:
         MissingDependencyError: Files are missing; the message names the first ones and the download.
     """
-    missing = [path for path in _needed(root, task) if not path.is_file()]
-    if missing:
-        shown = ", ".join(str(path.relative_to(root)) for path in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    if missing := missing_files([*bridge_files(root, task), *robot_files(root)]):
         raise MissingDependencyError(
-            f"{task.environment} needs assets that {root} lacks: {shown}{more}; {DOWNLOAD_HELP}"
+            f"{task.environment} needs assets that {root} lacks: {name_files(root, missing)}; {DOWNLOAD_HELP}"
         )
+
+
+def missing_files(files: Iterable[Path]) -> list[Path]:
+    """Those of the files that are not there, or empty."""
+    return [path for path in files if not path.is_file() or path.stat().st_size == 0]
+
+
+def name_files(root: Path, files: Sequence[Path]) -> str:
+    """The first three, relative to ``root``, and how many more."""
+    shown = ", ".join(str(path.relative_to(root)) for path in files[:3])
+    return shown + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 @functools.lru_cache(maxsize=8)
@@ -65,7 +73,7 @@ def asset_digest(root: Path, task: BridgeTask) -> str:
     """
     digest = hashlib.sha256()
     try:
-        for path in sorted({*_needed(root, task), *(root / ROBOT).glob("*.srdf")}):
+        for path in sorted({*bridge_files(root, task), *robot_files(root), *(root / ROBOT).glob("*.srdf")}):
             digest.update(f"{path.relative_to(root).as_posix()};".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     except OSError as error:
@@ -73,7 +81,8 @@ def asset_digest(root: Path, task: BridgeTask) -> str:
     return digest.hexdigest()[:16]
 
 
-def _needed(root: Path, task: BridgeTask) -> list[Path]:
+def bridge_files(root: Path, task: BridgeTask) -> list[Path]:
+    """Table, background, model lists and models of a task; what a model's file names is known once that is there."""
     bridge = root / BRIDGE
     table, background, scene_models = _SCENES[task.scene]
     files = [bridge / table, bridge / background, *(bridge / name for name in _MODEL_LISTS)]
@@ -82,8 +91,13 @@ def _needed(root: Path, task: BridgeTask) -> list[Path]:
         visual = next((folder / name for name in _VISUAL_FILES if (folder / name).is_file()), folder / _VISUAL_FILES[0])
         files += [folder / "collision.obj", visual]
         files += _referenced(visual, r"<init_from>([^<]+\.[a-zA-Z]+)</init_from>") if visual.suffix == ".dae" else []
+    return files
+
+
+def robot_files(root: Path) -> list[Path]:
+    """The robot's description, and the meshes that it names."""
     urdf = root / ROBOT / "wx250s.urdf"
-    return [*files, urdf, *_referenced(urdf, r'filename="([^"]+)"')]
+    return [urdf, *_referenced(urdf, r'filename="([^"]+)"')]
 
 
 def _referenced(path: Path, pattern: str) -> list[Path]:

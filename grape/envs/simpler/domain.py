@@ -11,7 +11,7 @@ import numpy as np
 
 from grape.envs.simpler.package import VULKAN_HELP, import_tasks, quiet
 from grape.envs.simpler.placement import PublishedPoses
-from grape.envs.simpler.tasks import BridgeTask
+from grape.envs.simpler.tasks import BridgeTask, published
 from grape.errors import SimulatorError
 
 CAMERA = "3rd_view_camera"
@@ -43,13 +43,16 @@ def make_domain(task: BridgeTask, *, camera_height: int) -> Any:
     domain._rgb_overlay_images = dict(domain._rgb_overlay_images)  # its own: the next environment changes the class's
     domain.get_obs = _no_observation  # pictures on demand, not at each step
     _check_identity(domain, task)
+    _vary(domain, task)
     return domain
 
 
-def published_poses(domain: Any) -> PublishedPoses:
-    """ManiSkill's own poses of the task's objects."""
+def published_poses(domain: Any, task: BridgeTask) -> PublishedPoses:
+    """ManiSkill's poses of the task's objects; what a variant moves begins as far above the table as the original."""
+    positions = domain.xyz_configs.numpy().astype(np.float64)
+    positions[:, 0, 2] += _half_height_m(domain, task) - _half_height_m(domain, published(task))
     return PublishedPoses(
-        positions=domain.xyz_configs.numpy().astype(np.float64),
+        positions=positions,
         quaternions=domain.quat_configs.numpy().astype(np.float64),
     )
 
@@ -121,7 +124,40 @@ def _no_observation(info: Any = None, unflattened: bool = False) -> dict[str, An
     return {}
 
 
+def _vary(domain: Any, task: BridgeTask) -> None:
+    """Have a variant's objects built from the next reset on, each of which builds the scene anew."""
+    variation = task.variation
+    if variation is None:
+        return
+    moved, target = (model for _, model in task.objects)
+    if task.objects != published(task).objects:
+        hidden = [name for name in domain.obj_names if name not in domain.objects_excluded_from_greenscreening]
+        domain.obj_names, domain.source_obj_name, domain.target_obj_name = [moved, target], moved, target
+        domain.objects_excluded_from_greenscreening = [name for name in (moved, target) if name not in hidden]
+    domain.objs.clear()
+    domain.obj_static_friction *= variation.friction
+    domain.obj_dynamic_friction *= variation.friction
+    domain.model_db[moved] |= {
+        "density": domain.model_db[moved]["density"] * variation.mass,
+        "scales": [variation.scale],  # for the goal, which measures boxes
+    }
+    build = domain._build_actor_helper
+
+    def build_scaled(model_id: str, **settings: Any) -> Any:
+        return build(model_id, scale=variation.scale if model_id == moved else 1.0, **settings)
+
+    domain._build_actor_helper = build_scaled
+
+
+def _half_height_m(domain: Any, task: BridgeTask) -> float:
+    """Of what is moved, upright."""
+    box = domain.model_db[task.objects[0][1]]["bbox"]
+    scale = 1.0 if task.variation is None else task.variation.scale
+    return float(box["max"][2] - box["min"][2]) / 2 * scale
+
+
 def _check_identity(domain: Any, task: BridgeTask) -> None:
+    task = published(task)
     got = (
         domain.get_language_instruction()[0],
         tuple(domain.objs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from grape.envs.simpler.assets import asset_digest, asset_root
 from grape.envs.simpler.facts import FactReader
 from grape.envs.simpler.package import package_versions, rendering_device
 from grape.envs.simpler.placement import place
-from grape.envs.simpler.tasks import bridge_task
+from grape.envs.simpler.suites import bridge_task
 from grape.errors import ConfigError, SimulatorError
 
 MAX_SAMPLING_ATTEMPTS = 20
@@ -53,7 +54,7 @@ class SimplerEnv:
         self._success = False
         self._camera_size = camera_size
         self.domain: Any = domains.make_domain(self._bridge, camera_height=camera_size)
-        self._poses = domains.published_poses(self.domain)
+        self._poses = domains.published_poses(self.domain, self._bridge)
         self._facts = FactReader(self.domain)
         self.settings = self._describe()
 
@@ -181,8 +182,10 @@ class SimplerEnv:
         return Observation(image=image, state=self._facts.proprioception())
 
     def _describe(self) -> dict[str, Any]:
+        variation = self._bridge.variation
         return {
             "simulator": "simpler",
+            **({} if variation is None else {"variation": dataclasses.asdict(variation)}),
             "versions": package_versions() | {"python": platform.python_version()},
             "assets": asset_digest(asset_root(), self._bridge),
             "sim_backend": "physx_cpu",

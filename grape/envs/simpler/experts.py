@@ -18,6 +18,9 @@ FULL_DEFLECTION_M = 0.03
 """Largest motion per action (1/5 s) on each axis."""
 FULL_TURN_RAD = 0.3
 
+LOWEST_GRIP_M = 0.8849
+"""Height at which a cube of 3 cm is held. Lower, for a smaller one, the fingertips stick to the table and stay open."""
+
 _GAIN = 0.4
 """Part of an error that one action removes. The arm follows its target with a lag of about one action, so that more
 than this would overshoot."""
@@ -57,6 +60,7 @@ SHAPES: dict[str, Shape] = {
         place=Place(offset_m=(0.0, 0.0, 0.03), clearance_m=0.08, tolerance_m=0.02, drop_m=0.03, retreat_m=0.12),
     ),
 }
+SHAPES["yellow_cube"] = SHAPES["green_cube"]
 """By the name of what is moved."""
 
 
@@ -78,10 +82,12 @@ class BridgeExpert:
         shape, item = self.shape, facts["keypoints"][self._object]
         along = _horizontal(facts["keypoint_quaternions"][self._object], axis=0)
         across = np.array([-along[1], along[0], 0.0])
+        grip = item + np.stack([along, across, [0.0, 0.0, 1.0]]).T @ shape.grasp.offset_m
+        grip[2] = max(grip[2], LOWEST_GRIP_M)
         scene = Scene(
             hand=facts["ee_position"],
             item=item,
-            grip=item + np.stack([along, across, [0.0, 0.0, 1.0]]).T @ shape.grasp.offset_m,
+            grip=grip,
             goal=facts["keypoints"][self._target] + shape.place.offset_m,
             opening_m=float(facts["gripper_opening"]),
             grasped=bool(facts["grasped"][self._object]),

@@ -1,7 +1,8 @@
 """Initial states: the published ones by their ids, and others drawn from the region that the published ones span.
 
-Only the split ``official`` gives published poses. Every other split is drawn by a seed derived from (suite, task,
-split, index), so splits are disjoint by construction and state ``train/17`` is the same in every process.
+Only the split ``official`` gives published poses. Every other split is drawn by a seed derived from (task, split,
+index), so splits are disjoint by construction and state ``train/17`` is the same in every process, and the same places
+in every variant of a task.
 
 Axis legend: P published positions, Q published orientations, O objects (the moved one, then its target).
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 from grape.envs.protocol import OFFICIAL_SPLIT, InitStateId, TaskSpec
 from grape.envs.rotations import turned_about_z
-from grape.envs.simpler.tasks import BridgeTask
+from grape.envs.simpler.tasks import SUITE, BridgeTask
 from grape.errors import ConfigError, SimulatorError
 
 MAX_DRAWS = 1000
@@ -75,8 +76,8 @@ def official_index(task: TaskSpec, bridge: BridgeTask, index: int) -> int:
 
 
 def sampling_seed(task: TaskSpec, init_state: InitStateId, attempt: int) -> int:
-    """A 256-bit seed, different for every (suite, task, split, index, attempt)."""
-    text = f"{task.suite}/{task.task_id}/{init_state.split}/{init_state.index}/{attempt}"
+    """A 256-bit seed, different for every (task, split, index, attempt), the same in all variants of the task."""
+    text = f"{SUITE}/{task.task_id}/{init_state.split}/{init_state.index}/{attempt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "little")
 
 

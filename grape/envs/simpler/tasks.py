@@ -6,10 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grape.envs.protocol import TaskSpec
-from grape.errors import ConfigError, did_you_mean
-
 SUITE = "simpler_bridge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """How a variant of a task differs from it, beside its instruction and its objects. Factors: 1 changes nothing."""
+
+    axis: str
+    """``"subject"``, ``"physical"``, ``"semantic"`` or ``"common sense"``."""
+    scale: float = 1.0
+    """Of the moved object's lengths; its mass follows with the cube."""
+    friction: float = 1.0
+    """Of the coefficients of both objects, and of the sink; not of robot and table."""
+    mass: float = 1.0
+    """Of the moved object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,8 @@ class BridgeTask:
     """Turn of the moved object about the vertical that is added to them."""
     min_separation_m: float
     """Horizontal distance of the two objects' centres in sampled states."""
+    variation: Variation | None = None
+    """What differs from the published task of the same ``environment``; ``None`` for that one itself."""
 
     @property
     def class_name(self) -> str:
@@ -98,49 +111,7 @@ BRIDGE_TASKS: tuple[BridgeTask, ...] = (
     ),
 )
 
-SIMPLER_SUITES: dict[str, tuple[BridgeTask, ...]] = {SUITE: BRIDGE_TASKS}
-"""Every suite's name and its tasks."""
 
-
-def bridge_task(suite: str, task_id: int) -> BridgeTask:
-    """One task's definition.
-
-    Raises:
-        ConfigError: The suite or the task does not exist.
-    """
-    if suite not in SIMPLER_SUITES:
-        raise ConfigError(f"unknown suite {suite!r}.{did_you_mean(suite, SIMPLER_SUITES)}")
-    tasks = SIMPLER_SUITES[suite]
-    if not 0 <= task_id < len(tasks):
-        raise ConfigError(f"got task {task_id} of {suite}, wanted 0 to {len(tasks) - 1}")
-    return tasks[task_id]
-
-
-def simpler_task(suite: str, task_id: int) -> TaskSpec:
-    """Describe a task without starting the simulator, and without having it installed.
-
-    Raises:
-        ConfigError: The suite or the task does not exist.
-    """
-    task = bridge_task(suite, task_id)
-    return TaskSpec(
-        suite=suite,
-        task_id=task_id,
-        name=task.environment,
-        instruction=task.instruction,
-        bddl_instruction=task.instruction,
-        max_steps=task.max_steps,
-        goal_predicates=((task.goal, *task.keypoint_names),),
-        keypoint_names=task.keypoint_names,
-        num_official_states=task.num_official,
-    )
-
-
-def task_names(suite: str) -> tuple[str, ...]:
-    """ManiSkill's ids of a suite's tasks, in order.
-
-    Raises:
-        ConfigError: The suite does not exist.
-    """
-    bridge_task(suite, 0)
-    return tuple(task.environment for task in SIMPLER_SUITES[suite])
+def published(task: BridgeTask) -> BridgeTask:
+    """The task that a variant varies; a published one is its own."""
+    return next(one for one in BRIDGE_TASKS if one.environment == task.environment)
