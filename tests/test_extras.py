@@ -14,6 +14,7 @@ PACKAGE = Path(grape.__file__).parent
 DISTRIBUTIONS = {
     "tensorflow": "tensorflow-cpu",
     "tensorflow_datasets": "tensorflow-datasets",
+    "mani_skill": "mani-skill",
     "imageio_ffmpeg": "imageio",  # its extra ffmpeg
     "yaml": "peft",  # which requires it
 }

@@ -45,4 +45,4 @@ class ActionTokenizer:
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Token ids of any shape to bin centres; an id that is no action token gives the nearest end."""
         bins = self.vocab_size - np.asarray(tokens, dtype=np.int64)
-        return self.centers[np.clip(bins - 1, 0, self.num_bins - 2)]
+        return np.asarray(self.centers[np.clip(bins - 1, 0, self.num_bins - 2)])

@@ -31,7 +31,7 @@ def test_inverse_cdf_in_order_of_ids(uniform: float, token: int) -> None:
 
 
 def test_greedy_takes_the_largest_with_certainty() -> None:
-    chosen, log_prob = choose(LOGITS, temperature=0)
+    chosen, log_prob = choose(LOGITS, temperature=0.0)
     assert (int(chosen), float(log_prob)) == (2, 0.0)
 
 
