@@ -16,13 +16,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
 
 from grape.config.collect import OFFICIAL_SPLIT
 from grape.config.evaluate import EvaluateConfig
-from grape.envs.libero import libero_task
+from grape.envs.suites import suite_task
 from grape.errors import ConfigError
 from grape.evaluation import states_from_episodes, success_rate
 from grape.rollouts import session
@@ -44,6 +45,8 @@ class LookAndListen:
     """Tasks; each one's other instruction is that of the next in the list."""
     init_split: str = "validation"
     """Split of initial states, never the official one."""
+    render_profile: Literal["faithful", "fast"] = "fast"
+    """As in grape eval; SIMPLER has only faithful."""
     num_states: int = 5
     """States per task."""
     max_steps: int | None = None
@@ -75,7 +78,7 @@ class Ablated:
 
 def make_arms(config: LookAndListen) -> dict[str, Callable[[DecisionRequest], DecisionRequest]]:
     """Arm to what it changes of a request."""
-    tasks = [libero_task(config.task_suite_name, task_id) for task_id in config.task_ids]
+    tasks = [suite_task(config.task_suite_name, task_id) for task_id in config.task_ids]
     other = {task.task_id: tasks[(number + 1) % len(tasks)].instruction for number, task in enumerate(tasks)}
     first_images: dict[str, np.ndarray] = {}
 
@@ -103,7 +106,7 @@ def main(config: LookAndListen) -> None:
         init_split=config.init_split,
         num_trials_per_task=config.num_states,
         max_steps=config.max_steps,
-        render_profile="fast",
+        render_profile=config.render_profile,
         center_crop=False,
     )
     policy, jobs = session.open_policy(evaluation), session.plan_jobs(evaluation)

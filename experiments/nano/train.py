@@ -5,9 +5,9 @@ It is OpenVLA's supervised loss with three additions that a policy this small, w
 * The hidden state before the first action token also regresses what the simulator knows (hand, objects, fingers,
   grasps). The head is thrown away; the localisation that it teaches stays in the towers and in Llama.
 * Some of the previous action tokens are swapped between rows, so that later tokens look at the picture.
-* Rotation tokens, which the experts never move, weigh little.
+* Tokens of axes that the experts never move weigh little.
 
-Axis legend: N frames, B batch, A the 7 action tokens, F regressed facts.
+Axis legend: N frames, B batch, A the 7 action tokens, F regressed facts, T steps.
 """
 
 from __future__ import annotations
@@ -27,22 +27,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from grape.config.inputs import CROP_KEY
-from grape.envs.libero import libero_task
-from grape.envs.libero.experts import PickAndPlaceExpert
 from grape.envs.protocol import InitStateId
+from grape.envs.rotations import matrix_from_quaternion
+from grape.envs.suites import suite_task
+from grape.errors import ConfigError
 from grape.models import load_policy, new_policy, save_policy
 from grape.models.policy import OpenVLAPolicy
+from grape.rollouts.scripted import experts_of
 from grape.trajectory import Trajectory, load_trajectory
 
-TOKEN_WEIGHTS = (1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 1.0)
+IDLE_TOKEN_WEIGHT = 0.1
+"""Of an axis that no label moves, beside 1 for the others."""
 MIN_DEVIATION = 0.02
 """Of a regressed fact, m or dimensionless."""
-ACTION_STATISTICS = {
-    "q01": [-1.0] * 6 + [0.0],
-    "q99": [1.0] * 7,
-    "mask": [True] * 6 + [False],
-}
-"""Experts use the whole range of each axis: nothing to rescale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +47,13 @@ class NanoTraining:
     """Supervised training of a nano policy."""
 
     run_dirs: tuple[Path, ...]
-    """Folders of ``grape experts``."""
+    """Folders of ``grape experts``, of one suite."""
     out: Path
     """Checkpoint folder."""
     steps: int = 1200
     """Updates; two free cores make about two a second."""
-    unnorm_key: str = "libero_goal"
-    """Name of the action statistics in the checkpoint."""
+    unnorm_key: str | None = None
+    """Name of the action statistics in the checkpoint; None takes the suite's."""
     preset: str = "nano"
     """Size, see grape/models/nano.py."""
     init: str | None = None
@@ -85,6 +82,7 @@ class NanoTraining:
 class Frames:
     """All demonstrations in memory."""
 
+    suite: str
     images: np.ndarray  # (N, H, W, 3) uint8
     labels: np.ndarray  # (N, 7) policy convention
     facts: np.ndarray  # (N, F)
@@ -94,11 +92,19 @@ class Frames:
 
 
 def read_frames(run_dirs: tuple[Path, ...]) -> Frames:
-    """Read every episode that did not crash."""
+    """Read every episode that did not crash.
+
+    Raises:
+        ConfigError: There is none, or they are of several suites, whose actions have different units.
+    """
     paths = [path for run_dir in run_dirs for path in sorted((run_dir / "episodes").glob("*.npz"))]
     trajectories = [trajectory for trajectory in map(load_trajectory, paths) if trajectory.info.status != "crashed"]
+    suites = sorted({trajectory.info.suite for trajectory in trajectories})
+    if len(suites) != 1:
+        raise ConfigError(f"run_dirs have episodes of {suites or 'no suite'}; wanted those of one, by grape experts")
     lengths = [trajectory.info.num_steps for trajectory in trajectories]
     return Frames(
+        suite=suites[0],
         images=np.concatenate([trajectory.images for trajectory in trajectories]),
         labels=np.concatenate([expert_labels(trajectory) for trajectory in trajectories]),
         facts=np.concatenate([regressed_facts(trajectory) for trajectory in trajectories]).astype(np.float32),
@@ -110,17 +116,18 @@ def read_frames(run_dirs: tuple[Path, ...]) -> Frames:
 
 def expert_labels(trajectory: Trajectory) -> np.ndarray:
     """(T, 7) what the expert does, asked anew: it is a function of the facts, so it can be mended after collecting."""
-    expert = PickAndPlaceExpert(libero_task(trajectory.info.suite, trajectory.info.task_id))
+    experts = experts_of(trajectory.info.suite)
+    expert = experts.make(suite_task(trajectory.info.suite, trajectory.info.task_id))
     rows = [
         {name: values[step] for name, values in trajectory.facts.items()} for step in range(trajectory.info.num_steps)
     ]
     labels = np.stack([expert.act(row) for row in rows])
-    labels[:, 6] = (1.0 - labels[:, 6]) / 2.0  # LIBERO's gripper to the policy's: 1 open, 0 closed
+    labels[:, 6] = [experts.policy_gripper(value) for value in labels[:, 6]]
     return labels
 
 
 def regressed_facts(trajectory: Trajectory, num_objects: int = 4) -> np.ndarray:
-    """(T, F) hand, objects (LIBERO lists movable ones first), finger opening, grasps."""
+    """(T, F) hand, objects (LIBERO lists movable ones first), finger opening, grasps, and in SIMPLER their yaws."""
     facts, steps = trajectory.facts, trajectory.info.num_steps
     parts = [
         facts["ee_position"],
@@ -128,7 +135,22 @@ def regressed_facts(trajectory: Trajectory, num_objects: int = 4) -> np.ndarray:
         facts["gripper_opening"][:, None],
         facts["grasped"][:, :num_objects],
     ]
+    if "keypoint_quaternions" in facts:  # seen from above: the way the fingers open, and along each object
+        opening = np.stack([matrix_from_quaternion(one)[:2, 1] for one in facts["ee_quaternion"]])
+        along = np.stack([matrix_from_quaternion(one)[:2, 0] for one in facts["keypoint_quaternions"].reshape(-1, 4)])
+        parts += [opening, along.reshape(steps + 1, -1)]
     return np.concatenate(parts, axis=1)[:steps]
+
+
+def action_statistics(labels: np.ndarray) -> dict[str, list[float] | list[bool]]:
+    """Each axis's largest deflection either way, in the simulator's unit, so that zero is in the middle of a bin.
+
+    Percentiles would cut off full deflections that are rare, such as a turn's. An axis that no label moves gets the
+    smallest span of the others: nothing to divide by zero, and little harm in a stray token.
+    """
+    span = np.abs(labels[:, :6]).max(axis=0).astype(float)
+    span = np.where(span > 0, span, span[span > 0].min())
+    return {"q01": [*(-span).tolist(), 0.0], "q99": [*span.tolist(), 1.0], "mask": [True] * 6 + [False]}
 
 
 class NanoTrainer:
@@ -140,7 +162,8 @@ class NanoTrainer:
         self.policy = self._make_policy()
         self.policy.source_config[CROP_KEY] = False  # see jitter_colours
         self.policy.network.to(config.device)
-        self.tokens = self.policy.encode_actions(frames.labels, config.unnorm_key)
+        self.tokens = self.policy.encode_actions(frames.labels, config.unnorm_key or frames.suite)
+        self.token_weights = np.where(np.ptp(frames.labels, axis=0) > 0, 1.0, IDLE_TOKEN_WEIGHT).astype(np.float32)
         # The floor keeps facts that hardly ever change from becoming huge targets.
         deviation = np.maximum(frames.facts.std(0), MIN_DEVIATION)
         self.targets = torch.from_numpy((frames.facts - frames.facts.mean(0)) / deviation)
@@ -157,7 +180,8 @@ class NanoTrainer:
     def _make_policy(self) -> OpenVLAPolicy:
         if self.config.init is not None:
             return load_policy(self.config.init, device=self.config.device, dtype="float32")
-        statistics = {self.config.unnorm_key: {"action": ACTION_STATISTICS}}
+        key = self.config.unnorm_key or self.frames.suite
+        statistics = {key: {"action": action_statistics(self.frames.labels)}}
         return new_policy(
             self.config.preset,
             instructions=self.frames.instructions,
@@ -195,7 +219,7 @@ class NanoTrainer:
         rows = self.rng.choice(self.training_rows, self.config.batch_size)
         with torch.autocast(self.config.device, torch.bfloat16):
             entropy, error, _ = self.losses(rows, augment=True)
-        weights = torch.tensor(TOKEN_WEIGHTS, device=entropy.device)
+        weights = torch.from_numpy(self.token_weights).to(entropy.device)
         loss = (entropy * weights).sum(1).mean() + self.config.regression_weight * error.mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {number}; the last checkpoint is untouched")
