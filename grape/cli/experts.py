@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grape.cli.arguments import parse_config
 from grape.cli.interruption import resumable
@@ -98,21 +98,12 @@ def _open_demonstrator(config: ExpertsConfig, like: CollectConfig | EvaluateConf
 def _as_collection(config: ExpertsConfig) -> CollectConfig:
     """The same run as settings of the collector, whose job planning it shares."""
     return CollectConfig(
-        pretrained_checkpoint=config.student or "scripted",
-        task_suite_name=config.task_suite_name,
-        task_ids=config.task_ids,
-        init_split=config.init_split,
-        first_state=config.first_state,
+        **_shared(config),
         num_states=config.num_states,
         num_rollouts=1,
         temperature=config.temperature,
         center_crop=False,
-        prompt_style=config.prompt_style,
-        image_resize=config.image_resize,
-        seed=config.seed,
         run_dir=config.run_dir,
-        render_profile=config.render_profile,
-        max_steps=config.max_steps,
     )
 
 
@@ -121,19 +112,16 @@ def _as_evaluation(config: ExpertsConfig) -> EvaluateConfig:
     from grape.envs.suites import find_simulator
 
     return EvaluateConfig(
-        pretrained_checkpoint="scripted",
-        task_suite_name=config.task_suite_name,
-        task_ids=config.task_ids,
-        init_split=config.init_split,
-        first_state=config.first_state,
+        **_shared(config),
         num_trials_per_task=config.num_states,
-        prompt_style=config.prompt_style,
-        image_resize=config.image_resize,
-        seed=config.seed,
-        render_profile=config.render_profile,
         camera_size=find_simulator(config.task_suite_name).unseen["camera_size"],
-        max_steps=config.max_steps,
     )
+
+
+def _shared(config: ExpertsConfig) -> dict[str, Any]:
+    names = ("task_suite_name", "task_ids", "init_split", "first_state", "prompt_style", "image_resize", "seed")
+    settings = {name: getattr(config, name) for name in (*names, "render_profile", "max_steps")}
+    return {"pretrained_checkpoint": config.student or "scripted", **settings}
 
 
 if __name__ == "__main__":

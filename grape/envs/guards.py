@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from grape.envs.protocol import ACTION_DIM, InitStateId
-from grape.errors import SimulatorError
+from grape.errors import ConfigError, SimulatorError, did_you_mean
+
+T = TypeVar("T")
+
+
+def find_task(suites: Mapping[str, Sequence[T]], suite: str, task_id: int) -> T:
+    """One task of a simulator's suites.
+
+    Raises:
+        ConfigError: The suite or the task does not exist.
+    """
+    if suite not in suites:
+        raise ConfigError(f"unknown suite {suite!r}.{did_you_mean(suite, suites)}")
+    if not 0 <= task_id < len(suites[suite]):
+        raise ConfigError(f"got task {task_id} of {suite}, wanted 0 to {len(suites[suite]) - 1}")
+    return suites[suite][task_id]
 
 
 def require_reset(init_state: InitStateId | None, call: str) -> InitStateId:

@@ -6,6 +6,7 @@ import functools
 import runpy
 from pathlib import Path
 
+from grape.envs.guards import find_task
 from grape.envs.libero.bddl import read_task_definition
 from grape.envs.libero.package import libero_root
 from grape.envs.protocol import TaskSpec
@@ -60,10 +61,7 @@ def libero_task(suite: str, task_id: int) -> TaskSpec:
         ConfigError: The suite or the task does not exist.
         MissingDependencyError: LIBERO is not installed.
     """
-    names = task_names(suite)
-    if not 0 <= task_id < len(names):
-        raise ConfigError(f"got task {task_id} of {suite}, wanted 0 to {len(names) - 1}")
-    name = names[task_id]
+    name = find_task({suite: task_names(suite)}, suite, task_id)
     definition = read_task_definition(bddl_path(suite, name))
     file_instruction = instruction_from_name(name)
     return TaskSpec(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from grape.envs.guards import find_task
 from grape.envs.protocol import TaskSpec
 from grape.envs.simpler.tasks import BRIDGE_TASKS, SUITE, BridgeTask, Variation
-from grape.errors import ConfigError, did_you_mean
 
 _CARROT, _EGGPLANT = ("carrot", "bridge_carrot_generated_modified"), ("eggplant", "eggplant")
 _GREEN, _YELLOW = ("green_cube", "baked_green_cube_3cm"), ("yellow_cube", "baked_yellow_cube_3cm")
@@ -89,12 +89,7 @@ def bridge_task(suite: str, task_id: int) -> BridgeTask:
     Raises:
         ConfigError: The suite or the task does not exist.
     """
-    if suite not in SIMPLER_SUITES:
-        raise ConfigError(f"unknown suite {suite!r}.{did_you_mean(suite, SIMPLER_SUITES)}")
-    tasks = SIMPLER_SUITES[suite]
-    if not 0 <= task_id < len(tasks):
-        raise ConfigError(f"got task {task_id} of {suite}, wanted 0 to {len(tasks) - 1}")
-    return tasks[task_id]
+    return find_task(SIMPLER_SUITES, suite, task_id)
 
 
 def simpler_task(suite: str, task_id: int) -> TaskSpec:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from grape.envs.guards import checked_action, require_reset
-from grape.envs.protocol import ACTION_DIM, OFFICIAL_SPLIT, InitStateId, Observation, Snapshot, StepResult, TaskSpec
+from grape.envs.protocol import OFFICIAL_SPLIT, InitStateId, Observation, TaskSpec
+from grape.envs.replay import ReplayEnv
 from grape.envs.rotations import axis_angle
 from grape.envs.simpler.actions import to_google_robot, to_original_simpler
-from grape.envs.simpler.env import MAX_DROP_M, MAX_SAMPLING_ATTEMPTS, MAX_SHIFT_M
+from grape.envs.simpler.env import MAX_DROP_M, MAX_SHIFT_M
 from grape.envs.simpler_env.gripper import StickyGripper
 from grape.envs.simpler_env.interpreter import ForeignSimulator
 from grape.envs.simpler_env.states import published_poses, state_request
@@ -19,8 +18,12 @@ from grape.envs.simpler_env.tasks import GOOGLE_SUITE, ROBOTS, original_task
 from grape.errors import ConfigError, SimulatorError
 
 
-class OriginalSimplerEnv:
-    """See ``grape.envs.protocol.Env``."""
+class OriginalSimplerEnv(ReplayEnv):
+    """See ``grape.envs.protocol.Env``. An action is a position delta (m), an axis-angle delta (rad) and the gripper.
+
+    The gripper of the WidowX is +1 to open and -1 to close; the Google Robot's is an opening in [0, 1], which is
+    turned into its relative command here (``StickyGripper``), because that depends on the actions before.
+    """
 
     def __init__(self, task: TaskSpec, python: str) -> None:
         """Start the other interpreter and build the scene.
@@ -30,46 +33,16 @@ class OriginalSimplerEnv:
             ConfigError: It cannot serve the task; the message has the install commands.
             SimulatorError: The simulation cannot be built.
         """
-        self.task = task
-        self.init_state_hash = ""
+        super().__init__(task)
         self._original, self._robot = original_task(task.suite, task.task_id), ROBOTS[task.suite]
         self._gripper = StickyGripper() if self._robot.is_gripper_relative else None
-        self._init_state: InitStateId | None = None
-        self._actions: list[np.ndarray] = []
-        self._success, self._instruction = False, ""
+        self._instruction = ""
         self._arrays: dict[str, np.ndarray] = {}
         self.simulator = ForeignSimulator(python)
         request = {"task": task.name, "camera": self._robot.camera, "objects": list(self._original.objects)}
         self._description, _ = self.simulator.call({"request": "open", **request})
         self._poses = published_poses(self._description)
         self.settings = self._describe()
-
-    def reset(self, init_state: InitStateId, *, render: bool = True) -> Observation:
-        """Start an episode and settle. A function of (task, init_state) alone: the scene is built anew.
-
-        Raises:
-            ConfigError: There is no such state.
-            SimulatorError: No valid state could be sampled, or the simulator has another task under this name.
-        """
-        self._begin(init_state)
-        return self._observe(render)
-
-    def step(self, action: Sequence[float] | np.ndarray, *, render: bool = True) -> StepResult:
-        """Take one action: position delta (m), axis-angle delta (rad), gripper.
-
-        The gripper of the WidowX is +1 to open and -1 to close; the Google Robot's is an opening in [0, 1], which is
-        turned into its relative command here (``StickyGripper``), because that depends on the actions before.
-
-        Raises:
-            SimulatorError: Not reset yet, not 7 finite numbers, the simulator failed or its process died.
-        """
-        require_reset(self._init_state, "step")
-        self._advance(checked_action(action))
-        return StepResult(self._observe(render), self._success)
-
-    def render(self) -> Observation:
-        """Observe the current state: the picture of the last step, since the simulator takes one at each."""
-        return self._observe(render=True)
 
     def facts(self) -> dict[str, np.ndarray]:
         """One row of each fact named in ``grape.trajectory.Trajectory`` that this simulator knows."""
@@ -79,46 +52,9 @@ class OriginalSimplerEnv:
             facts["gripper_opening"] = np.array(fingers.sum(), np.float32)
         return facts
 
-    def snapshot(self) -> Snapshot:
-        """Capture the current state: how it came about, and what it is; see ``SimplerEnv.snapshot``."""
-        actions = np.array(self._actions, dtype=np.float32).reshape(-1, ACTION_DIM)
-        return Snapshot(
-            simulator=self.settings["simulator"],
-            suite=self.task.suite,
-            task_id=self.task.task_id,
-            init_state=require_reset(self._init_state, "snapshot"),
-            init_state_hash=self.init_state_hash,
-            arrays={"actions": actions} | {n: a for n, a in self._arrays.items() if n.startswith("state/")},
-        )
-
-    def restore(self, snapshot: Snapshot) -> Observation:
-        """Go back to a captured state by repeating its actions from the reset.
-
-        Raises:
-            SimulatorError: It was captured in another task, or the actions lead elsewhere (other versions or assets).
-        """
-        got, wanted = (snapshot.suite, snapshot.task_id), (self.task.suite, self.task.task_id)
-        if got != wanted:
-            raise SimulatorError(f"snapshot of {got} cannot be restored in {wanted}")
-        self._begin(snapshot.init_state)
-        for action in snapshot.arrays["actions"]:
-            self._advance(action)
-        if self.snapshot().digest() != snapshot.digest():
-            self._init_state = None
-            raise SimulatorError(
-                f"{snapshot.init_state}: {len(snapshot.arrays['actions'])} actions led to another state than in the "
-                "snapshot; it comes from other versions, other assets or another kind of machine"
-            )
-        return self._observe(render=True)
-
     def to_simulator_action(self, policy_action: np.ndarray) -> np.ndarray:
         """Convert fixed-axes Euler deltas and a gripper in [0, 1] to what ``step`` takes."""
         return (to_google_robot if self.task.suite == GOOGLE_SUITE else to_original_simpler)(policy_action)
-
-    @property
-    def movable_names(self) -> tuple[str, ...]:
-        """Movable objects, in the order of ``movable_positions_m`` and of the keypoints."""
-        return self.task.keypoint_names
 
     def movable_positions_m(self) -> np.ndarray:
         """(num_objects, 3) m, world frame."""
@@ -129,26 +65,13 @@ class OriginalSimplerEnv:
         self._init_state = None
         self.simulator.close()
 
-    def _begin(self, init_state: InitStateId) -> None:
-        self._init_state = None
-        official = init_state.split == OFFICIAL_SPLIT
-        num_attempts = 1 if official else MAX_SAMPLING_ATTEMPTS
-        for attempt in range(num_attempts):
-            request, placed = state_request(self.task, self._original, self._poses, init_state, attempt)
-            self._receive({"request": "reset", **request})
-            if self._settled_well(placed, shift_allowed=official):
-                break
-        else:
-            raise SimulatorError(
-                f"{self.task.suite}/{self.task.task_id}: no valid state for {init_state} in {num_attempts} attempts: "
-                "objects fell or slid away while settling"
-            )
+    def _try_state(self, init_state: InitStateId, attempt: int) -> bool:
+        request, placed = state_request(self.task, self._original, self._poses, init_state, attempt)
+        self._receive({"request": "reset", **request})
         self._check_identity()
-        self._actions = []
-        self._init_state = init_state
         if self._gripper is not None:
             self._gripper.reset()
-        self.init_state_hash = self.snapshot().digest()
+        return self._settled_well(placed, shift_allowed=init_state.split == OFFICIAL_SPLIT)
 
     def _settled_well(self, placed: np.ndarray | None, *, shift_allowed: bool) -> bool:
         """Whether every object lies on the table, and none slid from where it was put."""
@@ -172,17 +95,17 @@ class OriginalSimplerEnv:
                 f"wanted {wanted} and {self.task.instruction!r}: it is another task"
             )
 
-    def _advance(self, action: np.ndarray) -> None:
+    def _act(self, action: np.ndarray) -> None:
         sent = action
         if self._gripper is not None:
             sent = np.append(action[:6], np.float32(self._gripper.command(float(action[6])))).astype(np.float32)
         before = self._instruction
         self._receive({"request": "step"}, {"action": sent})
-        self._actions.append(action)
         if self._gripper is not None and self._instruction != before:
             self._gripper.reset()  # as the published evaluation
-        if not np.isfinite(self.movable_positions_m()).all():
-            raise SimulatorError(f"{self.task.suite}/{self.task.task_id}: the physics diverged; this episode is lost")
+
+    def _state_arrays(self) -> dict[str, np.ndarray]:
+        return {name: values for name, values in self._arrays.items() if name.startswith("state/")}
 
     def _receive(self, request: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> None:
         answer, self._arrays = self.simulator.call(request, arrays)

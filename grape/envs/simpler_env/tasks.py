@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from grape.envs.guards import find_task
 from grape.envs.protocol import TaskSpec
 from grape.envs.simpler.tasks import BRIDGE_TASKS, BridgeTask
 from grape.envs.simpler_env.published import PUBLISHED, Published
-from grape.errors import ConfigError, did_you_mean
 
 BRIDGE_SUITE = "simpler_env_bridge"
 GOOGLE_SUITE = "simpler_env_google"
@@ -178,11 +178,7 @@ def original_task(suite: str, task_id: int) -> OriginalTask:
     Raises:
         ConfigError: The suite or the task does not exist.
     """
-    if suite not in TASKS:
-        raise ConfigError(f"unknown suite {suite!r}.{did_you_mean(suite, TASKS)}")
-    if not 0 <= task_id < len(TASKS[suite]):
-        raise ConfigError(f"got task {task_id} of {suite}, wanted 0 to {len(TASKS[suite]) - 1}")
-    return TASKS[suite][task_id]
+    return find_task(TASKS, suite, task_id)
 
 
 def simpler_env_task(suite: str, task_id: int) -> TaskSpec:
