@@ -89,9 +89,7 @@ def _open_demonstrator(config: ExpertsConfig, like: CollectConfig | EvaluateConf
         burst_probability=config.burst_probability,
         start_burst_probability=config.start_burst_probability,
     )
-    expert = ScriptedDemonstrator(
-        image_size=config.image_size, noise=noise, image_resize=config.image_resize, haste_m=config.haste_m
-    )
+    expert = ScriptedDemonstrator(image_size=config.image_size, noise=noise, image_resize=config.image_resize)
     for task in tasks:  # refuses a task without an expert before a simulator is started
         expert.expert(task)
     return expert if config.student is None else CorrectedStudent(session.open_policy(like), expert)

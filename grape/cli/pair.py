@@ -129,6 +129,7 @@ def _side(
         yield ExportEpisode(
             trajectory=run.store.load(episode.info.episode_id),
             pair_id=pair.pair_id,
+            num_steps=pair.num_steps,
             score=episode.score,
             terms=episode.terms,
             score_settings=run.scores.get("settings", {}),

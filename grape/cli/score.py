@@ -235,6 +235,7 @@ def entry(episode: EpisodeTerms, result: GuidedCost, index: int) -> dict[str, An
             "reached": bool(trace.reached[s]),
             "completed": bool(trace.completed[s]),
             "num_steps": int(trace.num_steps[s]),
+            "first_step": _first_step(trace.stage, s),
             "cost": float(episode.stage_cost[s]),
             **{cost: float(trace.costs[cost][s]) for cost in COSTS},
         }
@@ -254,6 +255,12 @@ def entry(episode: EpisodeTerms, result: GuidedCost, index: int) -> dict[str, An
         "constraints": episode.constraints_source,
         "stages": stages,
     }
+
+
+def _first_step(stages: np.ndarray, stage: int) -> int | None:
+    """The step before which a stage began for the first time; ``None`` for one that was skipped or never began."""
+    rows = np.flatnonzero(stages == stage)
+    return int(rows[0]) if len(rows) else None
 
 
 def report(episodes: Sequence[EpisodeTerms], result: GuidedCost) -> dict[str, Any]:

@@ -31,7 +31,15 @@ class PairingSettings:
     max_pairs_per_state: int | None = None
     """At most this many pairs per initial state, largest margins first; None keeps all."""
 
+    cut_at_parting: bool = False
+    """Whether both sides end where they part: when chosen enters the first stage that rejected never does, or, if there
+    is none, when chosen ends. What a rollout does after its mistake tells little about the mistake."""
+    steps_after_parting: int = 10
+    """With cut_at_parting: steps that are kept after that moment, in which rejected may lag behind."""
+
     def __post_init__(self) -> None:
+        if self.steps_after_parting < 0:
+            raise ConfigError(f"steps_after_parting is {self.steps_after_parting}, it must not be negative")
         if self.m < 1:
             raise ConfigError(f"m is {self.m}, it must be at least 1")
         if not 0 <= self.min_margin < float("inf"):

@@ -65,6 +65,10 @@ class Layout:
         """Run folder of the supervised arm."""
         return self.run_dir / "supervised" / "sft"
 
+    def whole_pairs(self) -> Path:
+        """The last iteration's pairs, uncut: the supervised arm imitates chosen trajectories to their end."""
+        return self.run_dir / "supervised" / "pairs"
+
     def supervised_adapter(self) -> Path:
         return self.run_dir / "supervised" / ADAPTER_LINK / "sft"
 
@@ -190,16 +194,17 @@ class _Builder:
         suites = list(self.plan.tasks)
         runs = [str(self.layout.rollouts(iteration, suite)) for suite in suites]
         scores = [self.layout.scores(iteration, suite) for suite in suites]
+        places: list[Flags] = [{"out": self.layout.pairs(iteration)}]
+        if self.plan.supervised_arm and iteration == self.plan.iterations - 1:
+            places.append({"out": self.layout.whole_pairs(), "cut_at_parting": False})
         return Stage(
             name=self._numbered("pair", iteration),
             why="from the same initial state, a better and a worse rollout make one preference pair.",
-            before=lambda: _remove(self.layout.pairs(iteration)),
+            before=lambda: _remove(*(place["out"] for place in places)),
             commands=lambda: [
                 ("pair", *runs)
-                + self._arguments(
-                    self.plan.pair,
-                    {"scores": scores, "out": self.layout.pairs(iteration), "dataset_name": self.plan.name},
-                )
+                + self._arguments(self.plan.pair, {"scores": scores, "dataset_name": self.plan.name}, place)
+                for place in places
             ],
         )
 
@@ -236,13 +241,13 @@ class _Builder:
         training = self.layout.supervised()
         return Stage(
             name="train-supervised",
-            why="the control: imitate the chosen trajectories alone, for as many gradient steps as TPO took.",
+            why="the control: imitate the chosen trajectories alone, whole, for as many gradient steps as TPO took.",
             commands=lambda: [
                 self._command(
                     "sft",
                     self.plan.sft,
                     {"vla_path": self.layout.base(last), "dataset_name": self.plan.name},
-                    {"data_root_dir": self.layout.pairs(last) / "chosen"},
+                    {"data_root_dir": self.layout.whole_pairs() / "chosen"},
                     {"run_root_dir": training.parent, "run_name": training.name},
                     {"adapter_tmp_dir": self.layout.supervised_adapter().parent},
                     {"max_steps": self.count_steps(self.layout.training(last))},
@@ -291,5 +296,6 @@ class _Builder:
         return tuple(flags_to_arguments(merged))
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)

@@ -8,7 +8,7 @@ step at rest. Frames: world, metres; z up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,8 +45,6 @@ class Grasp:
     """How far below the grasp to aim while the fingers close: flat things are pressed down."""
     held_opening_m: float = 0.015
     """Finger opening below which the object counts as held where a finger touches it; pads alone miss bowl rims."""
-    haste_m: float = 0.0
-    """Above 0 a hasty demonstrator: closes the fingers this far above the grasp, and takes closed ones for a grasp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +103,6 @@ def next_motion(scene: Scene, grasp: Grasp, place: Place) -> tuple[np.ndarray, b
     Returns:
         Where to move from here, (3,) m; whether to turn as well; whether to close the fingers.
     """
-    if grasp.haste_m > 0.0:
-        scene = _in_haste(scene, grasp)
     if _is_held(scene, grasp):
         return (*_carry(scene, place), False)
     if _is_placed(scene, place):
@@ -119,14 +115,6 @@ def quantise(deflection: np.ndarray) -> np.ndarray:
     magnitude = np.minimum(np.abs(deflection), 1.0)
     nearest = np.abs(magnitude[:, None] - SPEED_LEVELS[None, :]).argmin(axis=1)
     return np.sign(deflection) * SPEED_LEVELS[nearest]
-
-
-def _in_haste(scene: Scene, grasp: Grasp) -> Scene:
-    """What is there for someone who takes the last centimetres down and the object in closed fingers for granted."""
-    grip = scene.grip + [0.0, 0.0, grasp.haste_m]
-    if scene.opening_m < grasp.held_opening_m:
-        return replace(scene, grip=grip, item=scene.hand + (scene.item - scene.grip), grasped=True)
-    return replace(scene, grip=grip, grasped=False, touched=False)
 
 
 def _is_held(scene: Scene, grasp: Grasp) -> bool:

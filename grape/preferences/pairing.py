@@ -41,7 +41,8 @@ def pair_episodes(scored: Sequence[ScoredEpisode], settings: PairingSettings) ->
         for chosen, rejected in matches:
             info = chosen.info
             name = f"{len(pairs):06d}--{info.suite}--{info.task_id:02d}--{info.init_state_id.replace('/', '-')}"
-            pairs.append(PreferencePlan(pair_id=name, chosen=chosen, rejected=rejected))
+            cut = parting_step(chosen, rejected) + settings.steps_after_parting if settings.cut_at_parting else None
+            pairs.append(PreferencePlan(pair_id=name, chosen=chosen, rejected=rejected, num_steps=cut))
     num_states = len({_state_key(episode) for episode in scored})
     return PairingReport(
         pairs=tuple(pairs),
@@ -50,6 +51,27 @@ def pair_episodes(scored: Sequence[ScoredEpisode], settings: PairingSettings) ->
         num_episodes=len(scored),
         num_states=num_states,
     )
+
+
+def parting_step(chosen: ScoredEpisode, rejected: ScoredEpisode) -> int:
+    """Number of steps after which chosen is in a stage that rejected never gets to; all of chosen's if there is none.
+
+    Raises:
+        PairingError: The scores do not say when stages began.
+    """
+    entered = [_first_steps(episode) for episode in (chosen, rejected)]
+    ahead = [step for name, step in entered[0].items() if name not in entered[1]]
+    return min(ahead, default=chosen.info.num_steps)
+
+
+def _first_steps(episode: ScoredEpisode) -> dict[str, int]:
+    stages = episode.terms.get("stages", [])
+    if not stages or any("first_step" not in stage for stage in stages):
+        raise PairingError(
+            f"the scores of {episode.label} do not say when its stages began, which cut_at_parting needs; score the "
+            "run again with: grape score"
+        )
+    return {stage["name"]: stage["first_step"] for stage in stages if stage["first_step"] is not None}
 
 
 def _refuse_duplicates(scored: Sequence[ScoredEpisode]) -> None:

@@ -44,6 +44,8 @@ class PreferencePlan:
     """Unique in its data set; starts with the position, six digits."""
     chosen: ScoredEpisode
     rejected: ScoredEpisode
+    num_steps: int | None = None
+    """Steps that are written of either side, from the first on; ``None`` for all."""
 
     @property
     def margin(self) -> float:
@@ -109,6 +111,7 @@ class PairingReport:
                     "chosen_score": pair.chosen.score,
                     "rejected_score": pair.rejected.score,
                     "margin": pair.margin,
+                    "num_steps": pair.num_steps,
                 }
                 for pair in self.pairs
             ],

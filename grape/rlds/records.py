@@ -31,6 +31,8 @@ class ExportEpisode:
     trajectory: Trajectory
     pair_id: str = ""
     """Same in chosen and rejected; empty outside preference data."""
+    num_steps: int | None = None
+    """How many steps are written, from the first on; None writes all."""
     score: float | None = None
     """Guided cost R."""
     terms: dict[str, Any] = field(default_factory=dict)
@@ -120,13 +122,17 @@ def check_writable(episode: ExportEpisode, image_shape: tuple[int, int, int]) ->
 
 def to_example(episode: ExportEpisode) -> dict[str, Any]:
     """The nested dict that ``build_features`` describes; steps are made one at a time."""
-    return {"steps": _steps(episode.trajectory), "episode_metadata": _metadata(episode)}
+    return {"steps": _steps(episode.trajectory, _num_written(episode)), "episode_metadata": _metadata(episode)}
 
 
-def _steps(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
-    last = trajectory.info.num_steps - 1
-    succeeded = trajectory.info.status == "success"
-    for step in range(trajectory.info.num_steps):
+def _num_written(episode: ExportEpisode) -> int:
+    whole = episode.trajectory.info.num_steps
+    return whole if episode.num_steps is None else min(episode.num_steps, whole)
+
+
+def _steps(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
+    for step in range(num_steps):
+        succeeds = step == trajectory.info.num_steps - 1 and trajectory.info.status == "success"
         yield {
             "observation": {
                 "image": _encode_png(trajectory.images[step]),
@@ -139,9 +145,9 @@ def _steps(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
             "sampler_logps": np.asarray(trajectory.sampler_logps[step], np.float32),
             "language_instruction": trajectory.info.instruction,
             "is_first": step == 0,
-            "is_last": step == last,
-            "is_terminal": step == last and succeeded,
-            "reward": np.float32(step == last and succeeded),
+            "is_last": step == num_steps - 1,
+            "is_terminal": succeeds,
+            "reward": np.float32(succeeds),
             "discount": np.float32(1.0),
         }
 
@@ -169,7 +175,7 @@ def _metadata(episode: ExportEpisode) -> dict[str, Any]:
         "task_id": info.task_id,
         "rollout_index": info.rollout_index,
         "seed": info.seed,
-        "num_steps": info.num_steps,
+        "num_steps": _num_written(episode),
         "score": _number(episode.score),
         "r_self": _number(episode.terms.get("r_self")),
         "r_ext": _number(episode.terms.get("r_ext")),

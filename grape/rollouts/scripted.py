@@ -53,8 +53,7 @@ class Expert(Protocol):
 class Experts:
     """A simulator's scripted experts, and how much their demonstrations may be disturbed."""
 
-    make: Callable[..., Expert]
-    """From a task; ``haste_m`` makes it a hasty one, see ``grape.envs.pick_and_place.Grasp``."""
+    make: Callable[[TaskSpec], Expert]
     policy_gripper: Callable[[float], float]
     """The simulator's gripper as the policy's: 1 open, 0 closed."""
     full_deflection: float
@@ -91,30 +90,19 @@ class ScriptedDemonstrator:
         image_size: Side of the recorded pictures, pixels.
         noise: How what is executed differs from the recorded label.
         image_resize: How they come to that size.
-        haste_m: Height above the grasp at which a hasty expert closes the fingers, metres; 0 for a careful one.
     """
 
     name = "scripted"
     checkpoint_hash = "scripted"
 
     def __init__(
-        self,
-        *,
-        image_size: int,
-        noise: DemonstrationNoise | None = None,
-        image_resize: ImageResize = "lanczos",
-        haste_m: float = 0.0,
+        self, *, image_size: int, noise: DemonstrationNoise | None = None, image_resize: ImageResize = "lanczos"
     ) -> None:
-        self._image_size, self._image_resize, self._haste_m = image_size, image_resize, haste_m
+        self._image_size, self._image_resize = image_size, image_resize
         self._noise = noise or DemonstrationNoise()
         self._experts: dict[tuple[str, int], Expert] = {}
         self._disturbances: dict[str, _Disturbance] = {}
-        self.settings: dict[str, Any] = {
-            "image_size": image_size,
-            "image_resize": image_resize,
-            "haste_m": haste_m,
-            **vars(self._noise),
-        }
+        self.settings: dict[str, Any] = {"image_size": image_size, "image_resize": image_resize, **vars(self._noise)}
 
     def image_fn(self) -> Callable[[np.ndarray], np.ndarray]:
         return functools.partial(prepare_image, size=self._image_size, resize=self._image_resize)
@@ -130,7 +118,7 @@ class ScriptedDemonstrator:
         """
         key = (task.suite, task.task_id)
         if key not in self._experts:
-            self._experts[key] = experts_of(task.suite).make(task, haste_m=self._haste_m)
+            self._experts[key] = experts_of(task.suite).make(task)
         return self._experts[key]
 
     def label(self, request: DecisionRequest) -> np.ndarray:

@@ -69,8 +69,21 @@ def test_the_table_has_every_flag_that_the_demo_sets(tmp_path: Path) -> None:
         if entry in SET_BY_THE_DEMO:
             seen.add(entry)
             flags = {word.removeprefix("--") for word in argv if word.startswith("--")}
+            flags -= {"cut_at_parting"}  # the plan's, but for the supervised arm, which imitates to the end
             assert flags and flags <= SET_BY_THE_DEMO[entry].keys(), entry
     assert seen == SET_BY_THE_DEMO.keys() == CONFIGS.keys()
+
+
+def test_the_supervised_arm_imitates_chosen_trajectories_to_their_end(tmp_path: Path) -> None:
+    plan = parse_plan(changed(supervised_arm=True, pair={"cut_at_parting": True}), "here")
+    layout = Layout(run_dir=tmp_path, plan=plan)
+    stages = {stage.name: stage for stage in build_stages(DemoConfig(), plan, layout, count_steps=lambda folder: 1)}
+    cut, whole = stages["pair"].commands()
+    assert cut[cut.index("--cut_at_parting") + 1] == "True" and str(layout.pairs(0)) in cut
+    last = len(whole) - 1 - whole[::-1].index("--cut_at_parting")
+    assert whole[last + 1] == "False" and str(layout.whole_pairs()) in whole
+    [imitate] = stages["train-supervised"].commands()
+    assert str(layout.whole_pairs() / "chosen") in imitate
 
 
 @pytest.mark.parametrize("stage", CONFIGS)

@@ -209,3 +209,34 @@ def test_the_report_counts_what_happened() -> None:
 def test_nothing_to_pair_is_an_error_that_names_the_next_step() -> None:
     with pytest.raises(PairingError, match="grape collect"):
         pair_episodes([], PairingSettings())
+
+
+def staged(status: str, first_steps: list[int | None], *, num_steps: int, rollout: int) -> ScoredEpisode:
+    one = episode(1.0 if status == "success" else 0.0, status, rollout=rollout, num_steps=num_steps)
+    names = ("grasp", "carry", "place")
+    stages = [{"name": name, "first_step": step} for name, step in zip(names, first_steps, strict=True)]
+    return dataclasses.replace(one, terms={"stages": stages})
+
+
+@pytest.mark.parametrize(
+    ("rejected", "wanted"),
+    [
+        ([0, None, None], 30),  # it never grasped; chosen did after 30 steps
+        ([0, 22, None], 60),  # it dropped what it carried
+        ([0, 22, 41], 70),  # it got to the last stage, so only chosen's end tells them apart
+    ],
+)
+def test_a_cut_pair_ends_soon_after_chosen_is_where_rejected_never_gets(rejected, wanted) -> None:
+    pair = [
+        staged("success", [0, 30, 60], num_steps=70, rollout=0),
+        staged("failure", rejected, num_steps=150, rollout=1),
+    ]
+    [cut] = pair_episodes(pair, PairingSettings(cut_at_parting=True, steps_after_parting=4)).pairs
+    assert cut.num_steps == wanted + 4
+    [whole] = pair_episodes(pair, PairingSettings()).pairs
+    assert whole.num_steps is None
+
+
+def test_scores_that_do_not_say_when_stages_began_cannot_cut() -> None:
+    with pytest.raises(PairingError, match="grape score"):
+        pair_episodes(FIVE, PairingSettings(cut_at_parting=True))

@@ -96,6 +96,8 @@ def test_scores_rank_by_progress_and_leave_the_crashed_out(
     assert [one["r_ext"] for one in by_index] == sorted(one["r_ext"] for one in by_index)
     assert by_index[4]["r_ext"] == pytest.approx(4.0, abs=0.2)
     assert [sum(stage["completed"] for stage in one["stages"]) for one in by_index] == [0, 1, 2, 3, 4]
+    assert [stage["first_step"] for stage in by_index[4]["stages"]] == [0, 4, 6, 8]
+    assert [stage["first_step"] for stage in by_index[1]["stages"]] == [0, 4, None, None]
     assert by_index[4]["score"] == max(one["score"] for one in by_index)
     assert by_index[2]["r_self"] == pytest.approx(-0.12 * 7 * NUM_STEPS, rel=1e-6)
     assert scores["unscored"] == {episode(5, 4).info.episode_id: "crashed: worker died"}

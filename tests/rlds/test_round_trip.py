@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from grape.errors import ConfigError, DatasetError, MissingDependencyError, PairingError
 from grape.rlds import EpisodeDataset, ExportEpisode, PairDataset, libero_to_policy_actions, publish, write_dataset
 from grape.rlds.runtime import tensorflow
+from grape.trajectory import Trajectory
 
 NUM_PAIRS = 35  # three files of 16, 16 and 3
 MakeSide = Callable[..., list[ExportEpisode]]
+MakeTrajectory = Callable[..., Trajectory]
 
 
 def write_side(root: Path, episodes: list[ExportEpisode], name: str = "pairs") -> Path:
@@ -72,6 +75,19 @@ def test_a_failed_episode_ends_without_a_terminal_state_or_reward(written: Path)
     steps = list(next(iter(tfds.as_numpy(builder.as_dataset(split="train"))))["steps"])
     assert steps[-1]["is_last"] and not any(step["is_terminal"] for step in steps)
     assert not any(step["reward"] for step in steps)
+
+
+def test_a_cut_episode_ends_early_and_earns_nothing(tmp_path: Path, make_trajectory: MakeTrajectory) -> None:
+    whole = [ExportEpisode(trajectory=make_trajectory(seed, num_steps=4)) for seed in range(2)]
+    cut = [dataclasses.replace(episode, num_steps=length) for episode, length in zip(whole, (3, 9), strict=True)]
+    write_dataset(tmp_path / "cut" / "1.0.0", "cut", {"train": cut})
+    builder = tensorflow().tfds.builder("cut", data_dir=str(tmp_path))
+    short, long = tensorflow().tfds.as_numpy(builder.as_dataset(split="train"))
+    for read, length, earned in ((short, 3, 0.0), (long, 4, 1.0)):
+        steps = list(read["steps"])
+        assert len(steps) == read["episode_metadata"]["num_steps"] == length
+        assert [step["is_last"] for step in steps] == [False] * (length - 1) + [True]
+        assert steps[-1]["reward"] == float(steps[-1]["is_terminal"]) == earned
 
 
 def test_the_reader_gives_back_pictures_tokens_and_metadata(

@@ -5,8 +5,6 @@ The rules are those of ``grape.envs.pick_and_place``; here is where LIBERO's obj
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from grape.envs.pick_and_place import Grasp, Place, Scene, next_motion, pick_and_place_goal, quantise
@@ -58,17 +56,16 @@ class PickAndPlaceExpert:
 
     Args:
         task: A task whose first goal predicate is ``on`` or ``in`` with two arguments.
-        haste_m: See ``Grasp``; 0 for a careful one.
 
     Raises:
         ConfigError: The goal is not a pick-and-place goal.
     """
 
-    def __init__(self, task: TaskSpec, *, haste_m: float = 0.0) -> None:
+    def __init__(self, task: TaskSpec) -> None:
         self.object_name, self.target_name = pick_and_place_goal(task)
         self._object = task.keypoint_names.index(self.object_name)
         self._target = task.keypoint_names.index(self.target_name)
-        self.grasp = replace(GRASPS.get(category(self.object_name), DEFAULT_GRASP), haste_m=haste_m)
+        self.grasp = GRASPS.get(category(self.object_name), DEFAULT_GRASP)
         self.place = PLACES.get(category(self.target_name), Place(offset_m=(0.0, 0.0, 0.03)))
 
     def act(self, facts: dict[str, np.ndarray]) -> np.ndarray:

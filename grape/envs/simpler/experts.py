@@ -6,7 +6,7 @@ are turned across them. Positions and angles: world frame, z up, m and rad.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -69,15 +69,13 @@ class BridgeExpert:
 
     Args:
         task: One of the suite ``simpler_bridge``.
-        haste_m: See ``Grasp``; 0 for a careful one.
     """
 
-    def __init__(self, task: TaskSpec, *, haste_m: float = 0.0) -> None:
+    def __init__(self, task: TaskSpec) -> None:
         self.object_name, self.target_name = pick_and_place_goal(task)
         self._object = task.keypoint_names.index(self.object_name)
         self._target = task.keypoint_names.index(self.target_name)
-        shape = SHAPES[self.object_name]
-        self.shape = replace(shape, grasp=replace(shape.grasp, haste_m=haste_m))
+        self.shape = SHAPES[self.object_name]
 
     def act(self, facts: dict[str, np.ndarray]) -> np.ndarray:
         """Return the action (7,) float32 in the simulator's convention (gripper +1 open, −1 close)."""
