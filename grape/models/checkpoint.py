@@ -71,13 +71,13 @@ def load_policy(
         CheckpointError: The folder is missing, damaged or no OpenVLA.
         ConfigError: A setting cannot be honoured.
     """
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    check_attention(attn_implementation, torch_device, torch_dtype)
     directory = resolve_folder(path_or_hub_id)
     shards = find_shards(directory)
     source_config = read_json(directory / CONFIG_FILE)
     config = read_architecture(source_config, read_shapes(shards))
-    torch_device = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, torch_device)
-    check_attention(attn_implementation, torch_device, torch_dtype)
     network = build_on_meta(config, attn_implementation)
     load_weights(network, shards, torch_device, torch_dtype)
     prompts = load_prompt_encoder(

@@ -220,9 +220,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(folder, policy) 
         ({"device": "cuda:99"}, "cuda:99"),
     ],
 )
-def test_settings_that_cannot_be_honoured(folder, settings, message) -> None:
+def test_settings_that_cannot_be_honoured_are_refused_before_a_download(tmp_path, settings, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_policy(folder, **settings)
+        load_policy(tmp_path / "absent", **settings)
 
 
 def test_flash_attention_without_flash_attn_names_the_extra(folder: Path) -> None:
