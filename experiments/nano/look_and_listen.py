@@ -91,8 +91,7 @@ def make_arms(config: LookAndListen) -> dict[str, Callable[[DecisionRequest], De
         return dataclasses.replace(request, image=first_images[request.job.episode_id])
 
     def other_instruction(request: DecisionRequest) -> DecisionRequest:
-        task = dataclasses.replace(request.job.task, instruction=other[request.job.task.task_id])
-        return dataclasses.replace(request, job=dataclasses.replace(request.job, task=task))
+        return dataclasses.replace(request, instruction=other[request.job.task.task_id])
 
     return {"normal": lambda request: request, "blank": blank, "frozen": frozen, "other_instruction": other_instruction}
 

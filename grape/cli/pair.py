@@ -52,6 +52,7 @@ def pair_runs(config: PairConfig) -> PairingReport:
         for store, path in zip(stores, _scores_files(config.runs, config.scores), strict=True)
     ]
     _refuse_unknown_scores(runs, shared=len(config.scores) == 1 and len(runs) > 1)
+    _refuse_other_settings(runs)
     report = pair_episodes([episode for run in runs for episode in run.episodes()], config.pairing)
     if config.dry_run:
         return report
@@ -172,3 +173,14 @@ def _refuse_unknown_scores(runs: Sequence[ScoredRun], *, shared: bool) -> None:
                     "an episode of that name; give one scores file for each run, in the same order"
                 )
             owner[name] = run.store.run_dir
+
+
+def _refuse_other_settings(runs: Sequence[ScoredRun]) -> None:
+    """Scores that were computed in two ways cannot be compared."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.scores.get("settings") != first.scores.get("settings"):
+            raise PairingError(
+                f"{first.scores_path} and {run.scores_path} were scored with other settings and cannot be compared; "
+                "score all runs with the same flags: grape score"
+            )

@@ -258,7 +258,7 @@ def entry(episode: EpisodeTerms, result: GuidedCost, index: int) -> dict[str, An
 
 
 def _first_step(stages: np.ndarray, stage: int) -> int | None:
-    """The step before which a stage began for the first time; ``None`` for one that was skipped or never began."""
+    """The first row of facts in which a stage is the current one; ``None`` if it was passed in between or never was."""
     rows = np.flatnonzero(stages == stage)
     return int(rows[0]) if len(rows) else None
 

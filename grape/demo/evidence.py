@@ -31,6 +31,8 @@ class ExamplePair:
     rejected: Trajectory
     chosen_score: float
     rejected_score: float
+    num_steps: int | None
+    """Training saw at most this many steps of either side; ``None`` for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ def example_pair(layout: Layout) -> ExamplePair | None:
         rejected=store.load(pair["rejected"]),
         chosen_score=pair["chosen_score"],
         rejected_score=pair["rejected_score"],
+        num_steps=pair.get("num_steps"),
     )
 
 

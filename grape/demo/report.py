@@ -183,7 +183,7 @@ def _pair(pair: ExamplePair | None) -> str:
         frames = "".join(
             f'<figure><img alt="step {step}" src="{data_uri(encode_jpeg(trajectory.images[step]), "image/jpeg")}">'
             f"<figcaption>step {step}</figcaption></figure>"
-            for step in strip_steps(len(trajectory.images), NUM_STRIP_FRAMES)
+            for step in strip_steps(len(trajectory.images[: pair.num_steps]), NUM_STRIP_FRAMES)
         )
         rows.append(
             f"<h3>{name}: {trajectory.info.status} in {trajectory.info.num_steps} steps, score {score:.3f}</h3>"
@@ -191,6 +191,8 @@ def _pair(pair: ExamplePair | None) -> str:
         )
     info = pair.chosen.info
     text = f"{info.instruction} ({info.suite} {info.task_id}, state {info.init_state_id})"
+    if pair.num_steps is not None:
+        text += f"; cut where they part: training saw, and here are, at most {pair.num_steps} steps of each"
     return _section("One pair, as the policy saw it", f"<p>{escape(text)}</p>{''.join(rows)}")
 
 

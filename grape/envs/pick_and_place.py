@@ -101,7 +101,7 @@ def next_motion(scene: Scene, grasp: Grasp, place: Place) -> tuple[np.ndarray, b
     """What to do next.
 
     Returns:
-        Where to move from here, (3,) m; whether to turn as well; whether to close the fingers.
+        Where to move from here, (3,) m; whether to close the fingers; whether to turn as well.
     """
     if _is_held(scene, grasp):
         return (*_carry(scene, place), False)

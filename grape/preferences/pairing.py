@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from grape.config.pair import PairingSettings
 from grape.errors import PairingError
@@ -59,19 +60,20 @@ def parting_step(chosen: ScoredEpisode, rejected: ScoredEpisode) -> int:
     Raises:
         PairingError: The scores do not say when stages began.
     """
-    entered = [_first_steps(episode) for episode in (chosen, rejected)]
-    ahead = [step for name, step in entered[0].items() if name not in entered[1]]
-    return min(ahead, default=chosen.info.num_steps)
+    reached_by_rejected = {stage["name"] for stage in _stages(rejected) if stage["reached"]}
+    ahead = [stage["first_step"] for stage in _stages(chosen) if stage["name"] not in reached_by_rejected]
+    # a stage that was passed between two rows of facts has no first step; a later one or chosen's end is as good
+    return min((step for step in ahead if step is not None), default=chosen.info.num_steps)
 
 
-def _first_steps(episode: ScoredEpisode) -> dict[str, int]:
+def _stages(episode: ScoredEpisode) -> list[dict[str, Any]]:
     stages = episode.terms.get("stages", [])
     if not stages or any("first_step" not in stage for stage in stages):
         raise PairingError(
             f"the scores of {episode.label} do not say when its stages began, which cut_at_parting needs; score the "
             "run again with: grape score"
         )
-    return {stage["name"]: stage["first_step"] for stage in stages if stage["first_step"] is not None}
+    return stages
 
 
 def _refuse_duplicates(scored: Sequence[ScoredEpisode]) -> None:

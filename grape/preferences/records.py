@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class PreferencePlan:
     chosen: ScoredEpisode
     rejected: ScoredEpisode
     num_steps: int | None = None
-    """Steps that are written of either side, from the first on; ``None`` for all."""
+    """At most this many steps are written of either side, from the first on; ``None`` for all."""
 
     @property
     def margin(self) -> float:
@@ -90,6 +91,9 @@ class PairingReport:
                 f"  margin: smallest {margins[0]:.4g}, median {margins[len(margins) // 2]:.4g}, largest "
                 f"{margins[-1]:.4g}; success over failure in {over_failure} of {len(self.pairs)}"
             )
+            cuts = [pair.num_steps for pair in self.pairs if pair.num_steps is not None]
+            if cuts:
+                lines.append(f"  cut where they part: after {statistics.median(cuts):g} steps in the median")
         lines.append(f"{len(self.leftovers)} episodes left over")
         lines += [
             f"  {count}: {reason}"

@@ -32,7 +32,7 @@ class ExportEpisode:
     pair_id: str = ""
     """Same in chosen and rejected; empty outside preference data."""
     num_steps: int | None = None
-    """How many steps are written, from the first on; None writes all."""
+    """At most this many steps are written, from the first on; None writes all."""
     score: float | None = None
     """Guided cost R."""
     terms: dict[str, Any] = field(default_factory=dict)

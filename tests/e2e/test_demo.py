@@ -47,7 +47,7 @@ def plan(policy: Path) -> Path:
         "evaluate": ROLLOUT_FLAGS,
         "collect": {**ROLLOUT_FLAGS, "num_rollouts": 2},
         "score": {"lambda_self": 0},  # two normalised terms of two rollouts may cancel into a tie
-        "pair": {"require_chosen_success": False},  # a random policy never succeeds
+        "pair": {"require_chosen_success": False, "cut_at_parting": True},  # a random policy never succeeds
         "train": {"lora_rank": 2},
         "sft": {"lora_rank": 2},
     }

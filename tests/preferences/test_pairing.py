@@ -214,7 +214,11 @@ def test_nothing_to_pair_is_an_error_that_names_the_next_step() -> None:
 def staged(status: str, first_steps: list[int | None], *, num_steps: int, rollout: int) -> ScoredEpisode:
     one = episode(1.0 if status == "success" else 0.0, status, rollout=rollout, num_steps=num_steps)
     names = ("grasp", "carry", "place")
-    stages = [{"name": name, "first_step": step} for name, step in zip(names, first_steps, strict=True)]
+    reached = {index for index, step in enumerate(first_steps) if step is not None}
+    stages = [  # a stage before one that was reached was reached, too, if only in passing
+        {"name": name, "first_step": step, "reached": index <= max(reached)}
+        for index, (name, step) in enumerate(zip(names, first_steps, strict=True))
+    ]
     return dataclasses.replace(one, terms={"stages": stages})
 
 
@@ -223,6 +227,7 @@ def staged(status: str, first_steps: list[int | None], *, num_steps: int, rollou
     [
         ([0, None, None], 30),  # it never grasped; chosen did after 30 steps
         ([0, 22, None], 60),  # it dropped what it carried
+        ([0, None, 41], 70),  # it passed the second stage between two rows of facts
         ([0, 22, 41], 70),  # it got to the last stage, so only chosen's end tells them apart
     ],
 )

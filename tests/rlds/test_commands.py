@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def test_pair_refuses_what_does_not_go_together(run: Path, tmp_path: Path, capsy
     assert "grape collect" in refused(str(tmp_path))
     assert "grape score" in refused(str(run), "--scores", str(tmp_path / "none.json"))
     content = json.loads(scores.read_text())
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "scores" / "default.json").write_text(json.dumps({**content, "settings": {"preset": "y"}}))
+    assert "other settings" in refused(str(run), str(other))
     for entry in content["episodes"].values():
         entry["num_steps"] = 5
     (run / "scores" / "stale.json").write_text(json.dumps(content))
