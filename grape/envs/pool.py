@@ -50,6 +50,8 @@ class _Slot:
     deadline: float | None = None
     """When the request under way counts as hung, on ``time.monotonic``'s clock; ``None`` when there is none."""
     timeout_s: float = 0.0
+    answered: bool = False
+    """Whether this process has answered any request, so that it did start."""
     lost: str | None = None
     """Why the process that ran the current episode is gone, where nothing was under way when it went."""
 
@@ -193,6 +195,7 @@ class WorkerPool:
             slot = self._slots[worker]
             if incarnation != slot.incarnation:
                 continue  # from a process that has been replaced
+            slot.answered |= reply is not None
             if isinstance(reply, Refused):
                 slot.deadline = None
                 raise reply.error
@@ -206,7 +209,7 @@ class WorkerPool:
 
     def _on_death(self, worker: int, slot: _Slot) -> WorkerEvent | None:
         slot.process.join()
-        if slot.process.exitcode == 1:
+        if slot.process.exitcode == 1 and not slot.answered:
             raise SimulatorError(
                 "a worker process could not start, its own message is above; a script that makes a WorkerPool needs "
                 "if __name__ == '__main__': around it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from grape.errors import DatasetError, did_you_mean
 from grape.rlds.episode import EpisodeData
+from grape.trajectory import ACTION_DIM
 
 INSTRUCTION_KEYS = ("language_instruction", "natural_language_instruction")
 
@@ -48,7 +50,7 @@ def parse_episode(
     """
     steps = example["steps"]
     actions = np.asarray(steps["action"], dtype=np.float32)
-    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != 7:
+    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != ACTION_DIM:
         raise DatasetError(f"{source}: actions have shape {actions.shape}, wanted (steps, 7) with at least one step")
     policy_actions = _optional(steps, "policy_action")
     if policy_actions is None and transform is not None:
@@ -100,8 +102,9 @@ def _metadata(example: dict[str, Any]) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for name, value in example.get("episode_metadata", {}).items():
         plain = value.decode() if isinstance(value, bytes) else value.item() if np.ndim(value) == 0 else value
+        metadata[name] = plain
         if name.endswith("_json"):
-            metadata[name.removesuffix("_json")] = json.loads(plain)
-        else:
-            metadata[name] = plain
+            with contextlib.suppress(ValueError, TypeError):  # other makers' fields may mean something else
+                metadata[name.removesuffix("_json")] = json.loads(plain)
+                del metadata[name]
     return metadata

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from grape.cli.demo import check_command
+from grape.config.demo import DemoConfig
 from grape.demo.driver import log_start
+from grape.demo.pipeline import Layout, build_stages
 from grape.demo.plan import load_plan, parse_plan
 from grape.errors import ConfigError
 
@@ -90,9 +93,13 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["quick.json", "plan.json"])
-def test_shipped_plans_load(name: str, repository: Path) -> None:
+def test_shipped_plans_load(name: str, repository: Path, tmp_path: Path) -> None:
     plan = load_plan(repository / "experiments" / "demo" / name)
     assert plan.uses_test_states == (name == "plan.json"), "make demo must leave the official states alone"
+    layout = Layout(run_dir=tmp_path, plan=plan)
+    for stage in build_stages(DemoConfig(), plan, layout, count_steps=lambda folder: 1):
+        for command, *argv in stage.commands():
+            check_command(command, argv)  # raises for a flag that the command does not take
 
 
 OFFICIAL = {"test_states": {"split": "official", "first": 0, "num_per_task": 10}}

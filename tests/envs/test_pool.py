@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,8 +35,10 @@ if __name__ == "__main__":
 """
 
 
-def crop(image: np.ndarray) -> np.ndarray:
-    """An image function that a spawned process can import."""
+def crop(image: np.ndarray, *, trapdoor: Path) -> np.ndarray:
+    """An image function that a spawned process can import; it takes its process down while ``trapdoor`` exists."""
+    if trapdoor.exists():
+        os._exit(1)
     return image[:32, :48]
 
 
@@ -63,9 +67,14 @@ def await_end(process_ids: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def pool():
+def trapdoor(tmp_path_factory):
+    return tmp_path_factory.mktemp("pool") / "trapdoor"
+
+
+@pytest.fixture(scope="module")
+def pool(trapdoor):
     pytest.importorskip("libero", reason='LIBERO is not installed: pip install "grape-vla[libero]"')
-    with WorkerPool(2, step_timeout_s=STEP_TIMEOUT_S, image_fn=crop) as pool:
+    with WorkerPool(2, step_timeout_s=STEP_TIMEOUT_S, image_fn=functools.partial(crop, trapdoor=trapdoor)) as pool:
         yield pool
 
 
@@ -122,6 +131,18 @@ def test_a_worker_killed_while_the_policy_thinks_is_noticed(pool, first_events):
     assert pool.wait(1) == []  # nothing was under way, so nothing is lost yet
     pool.send_action(0, NO_OP)
     assert wait_for(pool, 0).kind == "crashed"
+
+
+def test_a_worker_that_leaves_with_an_error_costs_its_episode_only(pool, first_events, trapdoor):
+    pool.start_episode(0, SPEC, STATE)
+    assert wait_for(pool, 0).kind == "observation"
+    trapdoor.touch()
+    try:
+        pool.send_action(0, NO_OP)
+        event = wait_for(pool, 0)
+    finally:
+        trapdoor.unlink()
+    assert event.kind == "crashed" and "exit code 1" in event.error
 
 
 def test_a_hung_worker_is_killed_after_its_timeout(pool, first_events):
