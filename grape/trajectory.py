@@ -26,6 +26,10 @@ from grape.errors import RecordError
 
 Status = Literal["success", "failure", "crashed"]
 FORMAT_VERSION = 1
+ACTION_DIM = 7
+"""Numbers in an action, the policy's or the simulator's: position (3), rotation (3), gripper."""
+STATE_DIM = 8
+"""Numbers of proprioception: see ``Trajectory.states``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ def _replace_atomically(path: Path, data: bytes) -> None:
 
 def save_trajectory(path: Path, trajectory: Trajectory) -> None:
     """Write one episode to one file, atomically. Frames are stored as PNG, hence without loss."""
-    frames = [_encode_png(image) for image in trajectory.images]
+    frames = [encode_png(image) for image in trajectory.images]
     header = {"format_version": FORMAT_VERSION, **dataclasses.asdict(trajectory.info)}
     arrays: dict[str, np.ndarray] = {name: getattr(trajectory, name) for name in _STEP_ARRAYS}
     arrays |= {f"facts/{name}": values for name, values in trajectory.facts.items()}
@@ -232,7 +236,8 @@ def _parse_header(path: Path, archive: Any) -> EpisodeInfo:
     return EpisodeInfo(**header)
 
 
-def _encode_png(image: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
+    """An (H, W, 3) uint8 picture as a PNG file's content: nothing is lost."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()

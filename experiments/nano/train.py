@@ -23,7 +23,6 @@ import torch
 import tyro
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from grape.config.inputs import CROP_KEY
@@ -34,7 +33,8 @@ from grape.errors import ConfigError
 from grape.models import load_policy, new_policy, save_policy
 from grape.models.policy import OpenVLAPolicy
 from grape.rollouts.scripted import experts_of
-from grape.trajectory import Trajectory, load_trajectory
+from grape.trainer.kernels import training_attention
+from grape.trajectory import ACTION_DIM, Trajectory, load_trajectory
 
 IDLE_TOKEN_WEIGHT = 0.1
 """Of an axis that no label moves, beside 1 for the others."""
@@ -202,7 +202,7 @@ class NanoTrainer:
         embeddings = network.embed(inputs.pixel_values, inputs.input_ids)
         hidden = network.language_model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         first = inputs.num_prompt_ids - 1 + policy.config.num_patches
-        positions = first[:, None] + torch.arange(7, device=first.device)
+        positions = first[:, None] + torch.arange(ACTION_DIM, device=first.device)
         chosen = hidden[torch.arange(len(rows), device=first.device)[:, None], positions]
         logits = network.language_model.lm_head(chosen).float()
         wanted = torch.from_numpy(self.tokens[rows]).to(logits.device)
@@ -261,8 +261,8 @@ def train(config: NanoTraining) -> None:
     print(f"{len(frames.images)} frames of {len(frames.instructions)} episodes, {sorted(set(frames.instructions))}")
     trainer.policy.network.train()
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    with config.out.with_suffix(".jsonl").open("w") as log, sdpa_kernel(SDPBackend.MATH):
-        # On a CPU the default kernel's backward pass is 1.5 times slower at this length.
+    kernel = training_attention(torch.device(config.device))
+    with config.out.with_suffix(".jsonl").open("w") as log, kernel:
         log.write(json.dumps({key: str(value) for key, value in dataclasses.asdict(config).items()}) + "\n")
         for number in tqdm(range(1, config.steps + 1), desc="steps", mininterval=5):
             loss = trainer.step(number)

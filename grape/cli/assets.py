@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from grape.cli.arguments import parse_config
 from grape.config.assets import AssetsConfig
 from grape.envs.suites import SIMULATORS
@@ -21,9 +19,3 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(f"{name} has every file that its tasks need, checked one by one, in {download()}")
     return 0
-
-
-if __name__ == "__main__":
-    from grape.cli.main import run_command
-
-    sys.exit(run_command("assets", sys.argv[1:]))

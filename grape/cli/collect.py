@@ -65,9 +65,3 @@ def summarize(config: CollectConfig, episodes: list[EpisodeInfo]) -> str:
     scores = config.run_dir / "scores" / "guided_cost.json"
     lines.append("next: " + shlex.join(["grape", "score", str(config.run_dir), "--out", str(scores)]))
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from grape.cli.main import run_command
-
-    sys.exit(run_command("collect", sys.argv[1:]))

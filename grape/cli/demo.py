@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import sys
 from collections.abc import Callable, Sequence
 
 from grape.cli.arguments import parse_config
@@ -56,7 +55,3 @@ def check_command(name: str, argv: Sequence[str]) -> None:
         error = shown.getvalue().partition("\n")[2].partition("For full helptext")[0]
         message = re.sub(r"[╭╮╰╯│─]|-{3,}", " ", error)
         raise ConfigError(" ".join(message.split())) from stop
-
-
-if __name__ == "__main__":
-    sys.exit(run_command("demo", sys.argv[1:]))

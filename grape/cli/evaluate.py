@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -198,9 +197,3 @@ def log_to_wandb(config: EvaluateConfig, result: dict[str, Any]) -> None:
     known = {name: rate for name, rate in rates.items() if rate is not None}
     logger.log(1, {**known, "num_episodes": result["num_episodes"]})
     logger.close()
-
-
-if __name__ == "__main__":
-    from grape.cli.main import run_command
-
-    sys.exit(run_command("eval", sys.argv[1:]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 from grape.cli.arguments import parse_config
@@ -122,9 +121,3 @@ def _shared(config: ExpertsConfig) -> dict[str, Any]:
     names = ("task_suite_name", "task_ids", "init_split", "first_state", "prompt_style", "image_resize", "seed")
     settings = {name: getattr(config, name) for name in (*names, "render_profile", "max_steps")}
     return {"pretrained_checkpoint": config.student or "scripted", **settings}
-
-
-if __name__ == "__main__":
-    from grape.cli.main import run_command
-
-    sys.exit(run_command("experts", sys.argv[1:]))

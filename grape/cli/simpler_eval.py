@@ -177,9 +177,3 @@ def _check_setup(given: argparse.Namespace, setup: Setup, notes: list[str]) -> N
 
 def _words(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-if __name__ == "__main__":
-    from grape.cli.main import run_command
-
-    sys.exit(run_command("simpler-eval", sys.argv[1:]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import numpy as np
@@ -66,9 +65,3 @@ def measure_task(config: StatesConfig, task_id: int) -> dict[str, Any]:
         "spread_m": dict(zip(names, spread, strict=True)),
         "distance_m": {str(state): round(float(value), 6) for state, value in zip(test_ids, distances, strict=True)},
     }
-
-
-if __name__ == "__main__":
-    from grape.cli.main import run_command
-
-    sys.exit(run_command("states", sys.argv[1:]))

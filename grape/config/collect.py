@@ -11,9 +11,6 @@ from grape.errors import ConfigError
 
 OFFICIAL_SPLIT = "official"
 """The benchmark's own fixed initial states: for testing only."""
-NUM_OFFICIAL_STATES = {"libero": 50}
-"""Test states of each task, by the first word of a suite's name; suites whose tasks differ are checked task by task
-when the episodes are planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +82,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.num_rollouts, self.top_p, self.seed)
-        check_states(self.task_suite_name, self.init_split, self.first_state, self.num_states, "num_states")
+        check_states(self.init_split, self.first_state, self.num_states, "num_states")
         check_tasks(self.task_ids)
         check_workers(self.num_workers, self.step_timeout_s, self.max_steps)
         if self.init_split == OFFICIAL_SPLIT and not self.allow_official_states:
@@ -112,18 +109,12 @@ def check_sampling(temperature: float, num_rollouts: int, top_p: float | None, s
         raise ConfigError(f"seed is {seed}; it must be 0 or more")
 
 
-def check_states(suite: str, split: str, first: int, count: int, field: str) -> None:
-    """Refuse initial states that do not exist; indices never wrap around."""
+def check_states(split: str, first: int, count: int, field: str) -> None:
+    """Refuse what names no states; how many official ones a task has is checked when its episodes are planned."""
     if not split or "/" in split:
         raise ConfigError(f"init_split is {split!r}; it must be a name without '/', such as rollout or validation")
     if first < 0 or count < 1:
         raise ConfigError(f"first_state is {first} and {field} is {count}; they must be at least 0 and 1")
-    num_official = NUM_OFFICIAL_STATES.get(suite.partition("_")[0])
-    if split == OFFICIAL_SPLIT and num_official is not None and first + count > num_official:
-        raise ConfigError(
-            f"{field} is {count} from first_state {first} on, but a task has {num_official} official states "
-            "and none is used twice; lower it, or take states from another --init_split"
-        )
 
 
 def check_tasks(task_ids: tuple[int, ...]) -> None:

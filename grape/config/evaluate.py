@@ -114,9 +114,7 @@ class EvaluateConfig:
                 "steps (OpenVLA's protocol), so only 10 is accepted"
             )
         check_sampling(self.temperature, self.num_rollouts, self.top_p, self.seed)
-        check_states(
-            self.task_suite_name, self.init_split, self.first_state, self.num_trials_per_task, "num_trials_per_task"
-        )
+        check_states(self.init_split, self.first_state, self.num_trials_per_task, "num_trials_per_task")
         check_tasks(self.task_ids)
         check_workers(self.num_workers, self.step_timeout_s, self.max_steps)
         if self.resume and self.run_dir is None:

@@ -4,7 +4,7 @@ from grape.constraints.bddl import derive_constraints
 from grape.constraints.expression import Expression, compile_condition, compile_cost
 from grape.constraints.facts import FactTable
 from grape.constraints.shipped import shipped_constraints
-from grape.constraints.stages import COSTS, Stage, TaskConstraints, load_constraints, save_constraints
+from grape.constraints.stages import COSTS, Stage, TaskConstraints, load_constraints
 from grape.constraints.tracking import StageTrace, evaluate_stages
 
 __all__ = [
@@ -19,6 +19,5 @@ __all__ = [
     "derive_constraints",
     "evaluate_stages",
     "load_constraints",
-    "save_constraints",
     "shipped_constraints",
 ]

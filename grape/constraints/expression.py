@@ -34,8 +34,6 @@ class Expression:
     kind: Kind
     keypoints: frozenset[str]
     """Keypoints that it refers to."""
-    goals: frozenset[int]
-    """Goal predicates that it refers to."""
     _run: Run = field(repr=False, compare=False)
 
     def evaluate(self, table: FactTable) -> Array:
@@ -95,7 +93,7 @@ def _compile_text(source: str) -> Expression:
         kind, run = compiler.translate(tree, depth=0)
     except ConstraintError as error:
         raise ConstraintError(f"in constraint {shorten(source)}: {error}") from error
-    return Expression(source, kind, frozenset(compiler.keypoints), frozenset(compiler.goals), run)
+    return Expression(source, kind, frozenset(compiler.keypoints), run)
 
 
 def _parse(source: str) -> ast.expr:

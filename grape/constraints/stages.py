@@ -18,7 +18,6 @@ from typing import Any
 from grape.constraints.expression import Expression, compile_condition, compile_cost
 from grape.errors import ConstraintError, did_you_mean
 from grape.optional import require
-from grape.trajectory import write_bytes_atomic
 
 COSTS = ("collision", "grasp", "path", "sub_goal")
 """The four kinds of cost. The first three accumulate over a stage's steps; ``sub_goal`` is its smallest residual."""
@@ -145,15 +144,9 @@ class TaskConstraints:
         stages = tuple(map(renamed, self.stages))
         return dataclasses.replace(self, instruction=instruction, keypoint_names=keypoint_names, stages=stages)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, without fields that are unset."""
-        data = dataclasses.asdict(self)
-        data["stages"] = [{name: value for name, value in stage.items() if value} for stage in data["stages"]]
-        return data
-
     @classmethod
     def from_dict(cls, data: Any) -> TaskConstraints:
-        """The inverse of ``to_dict``.
+        """From plain data, as a file holds it.
 
         Raises:
             ConstraintError: A field is missing, unknown or of the wrong type, or an expression does not compile.
@@ -165,16 +158,6 @@ class TaskConstraints:
         fields["stages"] = tuple(Stage(**_checked_fields(Stage, stage, f"stage {i}")) for i, stage in enumerate(stages))
         fields["keypoint_names"] = tuple(fields.get("keypoint_names", ()))
         return cls(**fields)
-
-
-def save_constraints(path: Path, constraints: TaskConstraints) -> None:
-    """Write constraints to ``.json`` or ``.yaml``, atomically."""
-    if path.suffix == ".json":
-        text = json.dumps(constraints.to_dict(), indent=2) + "\n"
-    else:
-        data = json.loads(json.dumps(constraints.to_dict()))
-        text = require("yaml", extra="train").safe_dump(data, sort_keys=False, width=120)
-    write_bytes_atomic(path, text.encode())
 
 
 def load_constraints(path: Path) -> TaskConstraints:

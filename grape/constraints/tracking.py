@@ -31,8 +31,6 @@ class StageTrace:
     """(S,) steps spent in the stage."""
     costs: dict[str, np.ndarray]
     """For each of ``COSTS``, (S,): sums over the stage's steps; for ``sub_goal`` the smallest residual."""
-    cost_rows: dict[str, np.ndarray]
-    """For each of ``COSTS``, (R,): the positive part of the current stage's cost at each row; 0 at row 0."""
 
 
 def evaluate_stages(
@@ -61,15 +59,9 @@ def evaluate_stages(
     except ConstraintError as error:
         raise ConstraintError(f"{constraints.instruction!r}: {error}") from error
 
-    num_stages, num_rows = len(stages), table.num_rows
-    owner = stage[:-1]  # stage that each step belongs to
-    of_step = np.arange(num_stages)[:, None] == owner[None, :]
+    of_step = np.arange(len(stages))[:, None] == stage[None, :-1]  # a step belongs to the stage of the row before it
     costs = {name: (values[:, 1:] * of_step).sum(axis=1) for name, values in rows_of_cost.items()}
     costs["sub_goal"] = _smallest_residual(rows_of_cost["sub_goal"], stage)
-    cost_rows = {}
-    for name, values in rows_of_cost.items():
-        padded = np.vstack([values, np.zeros(num_rows)])  # row S: everything is done
-        cost_rows[name] = np.concatenate([[0.0], padded[owner, np.arange(1, num_rows)]])
     return StageTrace(
         stage_names=tuple(spec.name for spec in stages),
         stage=stage,
@@ -77,7 +69,6 @@ def evaluate_stages(
         completed=completed,
         num_steps=of_step.sum(axis=1),
         costs=costs,
-        cost_rows=cost_rows,
     )
 
 

@@ -26,11 +26,10 @@ _COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.
 
 
 class Compiler:
-    """Translates one syntax tree, and remembers what it refers to."""
+    """Translates one syntax tree, and remembers the keypoints that it names."""
 
     def __init__(self) -> None:
         self.keypoints: set[str] = set()
-        self.goals: set[int] = set()
 
     def translate(self, node: ast.expr, depth: int) -> tuple[Kind, Run]:
         if depth > MAX_DEPTH:
@@ -195,7 +194,6 @@ class Compiler:
             if lookup.argument == "goal":
                 if type(value) is not int:
                     raise ConstraintError("goal() takes the literal number of a goal predicate, from 0")
-                self.goals.add(value)
                 literals.append(value)
             elif isinstance(value, str) and isinstance(argument, (ast.Name, ast.Constant)):
                 literals.append(self._keypoint(value))

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from grape.envs.protocol import ACTION_DIM, InitStateId
+from grape.envs.protocol import InitStateId
 from grape.errors import ConfigError, SimulatorError, did_you_mean
+from grape.trajectory import ACTION_DIM
 
 T = TypeVar("T")
 

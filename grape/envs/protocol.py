@@ -16,9 +16,6 @@ import numpy as np
 from grape.config.collect import OFFICIAL_SPLIT
 from grape.errors import ConfigError
 
-ACTION_DIM = 7
-"""Position (3), axis-angle (3), gripper (1)."""
-
 _SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -32,8 +29,6 @@ class TaskSpec:
     name: str
     instruction: str
     """What the policy is told."""
-    bddl_instruction: str
-    """What the task's definition says; differs from ``instruction`` for some tasks."""
     max_steps: int
     """Actions after which an episode counts as failed; settling steps not included."""
     goal_predicates: tuple[tuple[str, ...], ...]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from grape.envs.guards import checked_action, require_reset
-from grape.envs.protocol import ACTION_DIM, OFFICIAL_SPLIT, InitStateId, Observation, Snapshot, StepResult, TaskSpec
+from grape.envs.protocol import OFFICIAL_SPLIT, InitStateId, Observation, Snapshot, StepResult, TaskSpec
 from grape.errors import SimulatorError
+from grape.trajectory import ACTION_DIM
 
 MAX_SAMPLING_ATTEMPTS = 20
 

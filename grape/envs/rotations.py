@@ -26,17 +26,6 @@ def matrix_from_rotating_xyz(angles: np.ndarray) -> np.ndarray:
     return _about(0, first) @ _about(1, second) @ _about(2, third)
 
 
-def matrix_from_axis_angle(vector: np.ndarray) -> np.ndarray:
-    """(3, 3) matrix of a rotation vector, rad (Rodrigues' formula)."""
-    vector = np.asarray(vector, dtype=np.float64)
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-12:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * (cross @ cross)
-
-
 def matrix_from_quaternion(quaternion: np.ndarray) -> np.ndarray:
     """(3, 3) matrix of a unit quaternion xyzw."""
     x, y, z, w = np.asarray(quaternion, dtype=np.float64)

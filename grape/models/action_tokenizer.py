@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ACTION_DIM = 7
-"""Numbers in an action: position (3), rotation (3), gripper."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ActionTokenizer:

@@ -14,14 +14,13 @@ from torch import nn
 
 from grape.config.inputs import CROP_KEY
 from grape.errors import CheckpointError, ConfigError
-from grape.models.folder import TRAINING_FILE, read_json
+from grape.models.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_FILE, read_json
 from grape.models.openvla import is_unused, lora_target_pattern
 
 if TYPE_CHECKING:
     from grape.models.policy import OpenVLAPolicy
 
 MAX_DEFAULT_ALPHA = 32  # GRAPE's alpha = min(rank, 32)
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LOG = logging.getLogger(__name__)
 
 
@@ -70,7 +69,7 @@ def take_over_training_record(policy: OpenVLAPolicy, directory: Path) -> None:
         )
 
 
-def load_adapter(policy: OpenVLAPolicy, directory: Path, *, trainable: bool = False) -> nn.Module:
+def load_adapter(policy: OpenVLAPolicy, directory: Path) -> nn.Module:
     """Wrap the network with a stored adapter, ours or the original code's.
 
     Raises:
@@ -88,7 +87,7 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path, *, trainable: bool = Fa
             stored = set(file.keys())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on missing tensors: an error below
-            model = peft.PeftModel.from_pretrained(policy.network, directory, is_trainable=trainable)  # type: ignore[arg-type]
+            model = peft.PeftModel.from_pretrained(policy.network, directory)  # type: ignore[arg-type]
     except SafetensorError as error:
         raise CheckpointError(f"{weights} cannot be read (truncated?): {error}") from error
     except (RuntimeError, ValueError, json.JSONDecodeError) as error:

@@ -22,8 +22,6 @@ class ActionBatch:
     """(B, 7) float32, full vocabulary, temperature 1."""
     sampler_logps: np.ndarray
     """(B, 7) float32, of the restricted, tempered distribution sampled from; 0 when greedy."""
-    normalized_actions: np.ndarray
-    """(B, 7) float32 bin centres in [-1, 1]."""
     actions: np.ndarray
     """(B, 7) float32 in the robot's units."""
 

@@ -29,10 +29,11 @@ ASSET_NAMES = (
     "modeling_prismatic.py",
     "processing_prismatic.py",
 )
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TRAINING_FILE = "training.json"
 """Beside an adapter that was trained here: on which base, with which settings."""
 NUM_NAMES_SHOWN = 5
-HUB_PATTERNS = [*ASSET_NAMES, "adapter_config.json", TRAINING_FILE, "*.safetensors", INDEX_FILE]
+HUB_PATTERNS = [*ASSET_NAMES, ADAPTER_CONFIG, TRAINING_FILE, "*.safetensors", INDEX_FILE]
 
 
 def replace_folder(new: Path, target: Path) -> None:

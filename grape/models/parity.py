@@ -170,7 +170,7 @@ def _compare_decoding(policy: OpenVLAPolicy, case: dict[str, Any], golden: Golde
     tokens = batch.tokens[0].tolist()
     generated = policy.prompts.action_prefix_ids(case["instruction"]) + tokens
     yield "generated_ids", _count_unequal(generated, golden["generated_ids"].tolist())
-    _, actions = policy.decode_actions(batch.tokens[0], case["unnorm_key"])
+    actions = policy.decode_actions(batch.tokens[0], case["unnorm_key"])
     yield "actions", _largest(torch.from_numpy(actions), golden["action"])
 
 

@@ -20,13 +20,14 @@ from grape.config.inputs import PromptStyle
 from grape.errors import CheckpointError, ConfigError
 from grape.models import adapter as adapters
 from grape.models import sampling, statistics
-from grape.models.action_tokenizer import ACTION_DIM, ActionTokenizer
+from grape.models.action_tokenizer import ActionTokenizer
 from grape.models.batches import ActionBatch, ForwardInputs
 from grape.models.decoding import decode_action_tokens
 from grape.models.image_transform import ImageTransform
 from grape.models.openvla import OpenVLA, OpenVLAConfig
 from grape.models.prompt import PromptEncoder
 from grape.models.weights import hash_tensors
+from grape.trajectory import ACTION_DIM
 
 
 class OpenVLAPolicy:
@@ -109,10 +110,9 @@ class OpenVLAPolicy:
         """Token ids of the prompt for one instruction."""
         return self.prompts.prompt_ids(instruction)
 
-    def decode_actions(self, tokens: np.ndarray, unnorm_key: str | None) -> tuple[np.ndarray, np.ndarray]:
-        """(..., 7) token ids to (normalised, unnormalised) actions, float64."""
-        normalized = self.action_tokenizer.decode(tokens)
-        return normalized, statistics.unnormalize(normalized, self.norm_stats, unnorm_key)
+    def decode_actions(self, tokens: np.ndarray, unnorm_key: str | None) -> np.ndarray:
+        """(..., 7) token ids to actions in the robot's units, float64."""
+        return statistics.unnormalize(self.action_tokenizer.decode(tokens), self.norm_stats, unnorm_key)
 
     def encode_actions(self, actions: np.ndarray, unnorm_key: str | None) -> np.ndarray:
         """(..., 7) actions in the robot's units to token ids."""
@@ -161,7 +161,6 @@ class OpenVLAPolicy:
         *,
         center_crop: bool = False,
         include_end_token: bool = False,
-        micro_batch_size: int | None = None,
     ) -> Float[Tensor, "B P"]:
         """Log-probability of given action tokens; differentiable where gradients are on.
 
@@ -171,17 +170,10 @@ class OpenVLAPolicy:
             tokens: (B, 7) vocabulary ids.
             center_crop: As in ``act``.
             include_end_token: Append the log-probability of ``</s>`` as an 8th column, as GRAPE's release did.
-            micro_batch_size: Rows per forward pass; bounds memory when gradients are off.
         """
-        check_rows(images, instructions, tokens)
-        step = micro_batch_size or len(images)
-        parts = []
-        for start in range(0, len(images), step):
-            rows = slice(start, start + step)
-            inputs = self.forward_inputs(images[rows], instructions[rows], tokens[rows], center_crop=center_crop)
-            logits = self.action_logits(inputs, include_end_token=include_end_token)
-            parts.append(sampling.token_log_prob(logits, self.target_tokens(tokens[rows], include_end_token)))
-        return torch.cat(parts)
+        inputs = self.forward_inputs(images, instructions, tokens, center_crop=center_crop)
+        logits = self.action_logits(inputs, include_end_token=include_end_token)
+        return sampling.token_log_prob(logits, self.target_tokens(tokens, include_end_token))
 
     def target_tokens(self, tokens: np.ndarray | Tensor, include_end_token: bool = False) -> Int[Tensor, "B P"]:
         """Action tokens as a tensor on the policy's device, with ``</s>`` appended where asked."""
@@ -240,13 +232,11 @@ class OpenVLAPolicy:
         if not np.isfinite(token_logps).all():
             raise CheckpointError(f"{self.name}: the network's output is not finite; its weights are damaged")
         tokens = chosen.cpu().numpy()
-        normalized, actions = self.decode_actions(tokens, unnorm_key)
         return ActionBatch(
             tokens=tokens.astype(np.int32),
             token_logps=token_logps.astype(np.float32),
             sampler_logps=sampler.cpu().numpy().astype(np.float32),
-            normalized_actions=normalized.astype(np.float32),
-            actions=actions.astype(np.float32),
+            actions=self.decode_actions(tokens, unnorm_key).astype(np.float32),
         )
 
     def with_adapter(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape.errors import ConfigError
-from grape.models.action_tokenizer import ACTION_DIM
+from grape.trajectory import ACTION_DIM
 
 
 def token_log_prob(logits: Float[Tensor, "*B V"], tokens: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:

@@ -2,12 +2,12 @@
 
 from grape.preferences.consistency import check_same_policy, check_same_simulator
 from grape.preferences.pairing import pair_episodes
-from grape.preferences.records import Leftover, PairingReport, PreferencePlan, ScoredEpisode
+from grape.preferences.records import Leftover, PairingReport, PlannedPair, ScoredEpisode
 
 __all__ = [
     "Leftover",
     "PairingReport",
-    "PreferencePlan",
+    "PlannedPair",
     "ScoredEpisode",
     "check_same_policy",
     "check_same_simulator",

@@ -10,7 +10,7 @@ from typing import Any
 from grape.config.pair import PairingSettings
 from grape.errors import PairingError
 from grape.preferences.consistency import check_same_policy, check_same_simulator
-from grape.preferences.records import Leftover, PairingReport, PreferencePlan, ScoredEpisode
+from grape.preferences.records import Leftover, PairingReport, PlannedPair, ScoredEpisode
 
 _Match = tuple[ScoredEpisode, ScoredEpisode]
 
@@ -34,7 +34,7 @@ def pair_episodes(scored: Sequence[ScoredEpisode], settings: PairingSettings) ->
     leftovers, usable = _sort_out(scored)
     check_same_policy(usable)
     groups = _group_by_state(usable)
-    pairs: list[PreferencePlan] = []
+    pairs: list[PlannedPair] = []
     for group in groups:
         check_same_simulator(group)
         matches, group_leftovers = _match_group(group, settings)
@@ -43,7 +43,7 @@ def pair_episodes(scored: Sequence[ScoredEpisode], settings: PairingSettings) ->
             info = chosen.info
             name = f"{len(pairs):06d}--{info.suite}--{info.task_id:02d}--{info.init_state_id.replace('/', '-')}"
             cut = parting_step(chosen, rejected) + settings.steps_after_parting if settings.cut_at_parting else None
-            pairs.append(PreferencePlan(pair_id=name, chosen=chosen, rejected=rejected, num_steps=cut))
+            pairs.append(PlannedPair(pair_id=name, chosen=chosen, rejected=rejected, num_steps=cut))
     num_states = len({_state_key(episode) for episode in scored})
     return PairingReport(
         pairs=tuple(pairs),

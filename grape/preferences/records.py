@@ -38,7 +38,7 @@ class ScoredEpisode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePlan:
+class PlannedPair:
     """One pair that is to be written."""
 
     pair_id: str
@@ -70,7 +70,7 @@ class Leftover:
 class PairingReport:
     """Outcome of ``pair_episodes``: every episode is in a pair or left over with a reason."""
 
-    pairs: tuple[PreferencePlan, ...]
+    pairs: tuple[PlannedPair, ...]
     leftovers: tuple[Leftover, ...]
     settings: PairingSettings
     num_episodes: int

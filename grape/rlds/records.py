@@ -5,7 +5,6 @@ Axis legend: T steps, H height, W width.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -13,14 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from grape.errors import DatasetError
 from grape.rlds.runtime import tensorflow
-from grape.trajectory import EpisodeInfo, Trajectory
+from grape.trajectory import ACTION_DIM, STATE_DIM, EpisodeInfo, Trajectory, encode_png
 
-NUM_ACTION_NUMBERS = 7
-NUM_STATE_NUMBERS = 8
 UNSCORED = float("nan")
 
 
@@ -74,17 +70,17 @@ def build_features(image_shape: tuple[int, int, int]) -> Any:
     """
     tf, tfds = tensorflow().tf, tensorflow().tfds
     features = tfds.features
-    seven_floats = features.Tensor(shape=(NUM_ACTION_NUMBERS,), dtype=np.float32)
+    seven_floats = features.Tensor(shape=(ACTION_DIM,), dtype=np.float32)
     step = {
         "observation": {
             "image": features.Image(shape=image_shape, dtype=np.uint8, encoding_format="png"),
-            "state": features.Tensor(shape=(NUM_STATE_NUMBERS,), dtype=np.float32),
+            "state": features.Tensor(shape=(STATE_DIM,), dtype=np.float32),
         },
         "action": seven_floats,
-        "policy_action": features.Tensor(shape=(NUM_ACTION_NUMBERS,), dtype=np.float32),
-        "action_tokens": features.Tensor(shape=(NUM_ACTION_NUMBERS,), dtype=np.int32),
-        "token_logps": features.Tensor(shape=(NUM_ACTION_NUMBERS,), dtype=np.float32),
-        "sampler_logps": features.Tensor(shape=(NUM_ACTION_NUMBERS,), dtype=np.float32),
+        "policy_action": features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
+        "action_tokens": features.Tensor(shape=(ACTION_DIM,), dtype=np.int32),
+        "token_logps": features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
+        "sampler_logps": features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
         "language_instruction": features.Text(),
         "is_first": tf.bool,
         "is_last": tf.bool,
@@ -116,8 +112,8 @@ def check_writable(episode: ExportEpisode, image_shape: tuple[int, int, int]) ->
             f"{name} has pictures of {trajectory.images.shape[1:]} {trajectory.images.dtype}, the first episode's are "
             f"{image_shape} uint8; write one data set for each picture size"
         )
-    if trajectory.states.shape[1:] != (NUM_STATE_NUMBERS,):
-        raise DatasetError(f"{name} has states of {trajectory.states.shape[1:]} numbers, not {NUM_STATE_NUMBERS}")
+    if trajectory.states.shape[1:] != (STATE_DIM,):
+        raise DatasetError(f"{name} has states of {trajectory.states.shape[1:]} numbers, not {STATE_DIM}")
 
 
 def to_example(episode: ExportEpisode) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def _steps(trajectory: Trajectory, num_steps: int) -> Iterator[dict[str, Any]]:
         succeeds = step == trajectory.info.num_steps - 1 and trajectory.info.status == "success"
         yield {
             "observation": {
-                "image": _encode_png(trajectory.images[step]),
+                "image": encode_png(trajectory.images[step]),
                 "state": np.asarray(trajectory.states[step], np.float32),
             },
             "action": np.asarray(trajectory.actions[step], np.float32),
@@ -186,10 +182,3 @@ def _metadata(episode: ExportEpisode) -> dict[str, Any]:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else UNSCORED
-
-
-def _encode_png(image: np.ndarray) -> io.BytesIO:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
-    buffer.seek(0)
-    return buffer

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grape.rollouts.policy import Decision, DecisionRequest, Policy
-from grape.rollouts.randomness import ACTION_DIMS, step_uniforms
-from grape.trajectory import EpisodeInfo, Status, Trajectory
+from grape.rollouts.randomness import step_uniforms
+from grape.trajectory import ACTION_DIM, STATE_DIM, EpisodeInfo, Status, Trajectory
 
 if TYPE_CHECKING:
     from grape.envs.pool import WorkerEvent
     from grape.envs.protocol import Observation
     from grape.rollouts.jobs import RolloutJob
-
-STATE_DIMS = 8
 
 
 class EpisodeRecorder:
@@ -94,12 +92,12 @@ class EpisodeRecorder:
         return Trajectory(
             info=self._info(policy, seed, status, num_steps, error),
             images=np.stack([o.image for o in seen]) if seen else np.zeros((0, 0, 0, 3), np.uint8),
-            action_tokens=_rows([d.tokens for d in decisions], ACTION_DIMS, np.int32),
-            token_logps=_rows([d.token_logps for d in decisions], ACTION_DIMS),
-            sampler_logps=_rows([d.sampler_logps for d in decisions], ACTION_DIMS),
-            policy_actions=_rows([d.policy_action for d in decisions], ACTION_DIMS),
-            actions=_rows(self._actions[:num_steps], ACTION_DIMS),
-            states=_rows([o.state for o in seen], STATE_DIMS),
+            action_tokens=_rows([d.tokens for d in decisions], ACTION_DIM, np.int32),
+            token_logps=_rows([d.token_logps for d in decisions], ACTION_DIM),
+            sampler_logps=_rows([d.sampler_logps for d in decisions], ACTION_DIM),
+            policy_actions=_rows([d.policy_action for d in decisions], ACTION_DIM),
+            actions=_rows(self._actions[:num_steps], ACTION_DIM),
+            states=_rows([o.state for o in seen], STATE_DIM),
             facts={name: np.stack([row[name] for row in self._facts[: num_steps + 1]]) for name in names},
         )
 

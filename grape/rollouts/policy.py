@@ -87,7 +87,6 @@ class SampledVLA:
         temperature: float,
         top_p: float | None = None,
         center_crop: bool = False,
-        restrict_to_actions: bool = True,
         image_resize: ImageResize = "lanczos",
     ) -> None:
         self.name = name
@@ -98,7 +97,7 @@ class SampledVLA:
             "temperature": temperature,
             "top_p": top_p,
             "center_crop": center_crop,
-            "restrict_to_actions": restrict_to_actions,
+            "restrict_to_actions": True,
         }
         self._image_resize = image_resize
         self.settings = {

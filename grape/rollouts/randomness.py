@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-ACTION_DIMS = 7
+from grape.trajectory import ACTION_DIM
 
 
 def step_uniforms(
@@ -14,4 +14,4 @@ def step_uniforms(
 ) -> np.ndarray:
     """Return the (7,) uniforms in [0, 1) with which the action of one step is sampled."""
     entropy = [seed, zlib.crc32(suite.encode()), task_id, zlib.crc32(init_state_id.encode()), rollout_index, step]
-    return np.random.default_rng(np.random.SeedSequence(entropy)).random(ACTION_DIMS)
+    return np.random.default_rng(np.random.SeedSequence(entropy)).random(ACTION_DIM)

@@ -24,8 +24,9 @@ from grape.envs.suites import find_simulator
 from grape.errors import ConfigError
 from grape.models.preprocessing import prepare_image
 from grape.rollouts.policy import Decision, DecisionRequest, Policy
+from grape.trajectory import ACTION_DIM
 
-NO_TOKENS = np.full(7, -1, np.int32)
+NO_TOKENS = np.full(ACTION_DIM, -1, np.int32)
 """Recorded where no tokens were sampled."""
 
 
@@ -173,7 +174,7 @@ class CorrectedStudent:
 
 def unsampled(label: np.ndarray, executed: np.ndarray | None = None) -> Decision:
     """A decision without tokens."""
-    unknown = np.full(7, np.nan, np.float32)
+    unknown = np.full(ACTION_DIM, np.nan, np.float32)
     return Decision(
         policy_action=label,
         tokens=NO_TOKENS,

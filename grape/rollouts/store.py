@@ -77,11 +77,6 @@ class RolloutStore:
             )
         return load_trajectory(path)
 
-    def trajectories(self) -> Iterator[Trajectory]:
-        """All stored episodes one after the other: memory holds one of them at a time."""
-        for episode_id in self.episode_ids():
-            yield self.load(episode_id)
-
     def _paths(self) -> list[Path]:
         if not self.episodes_dir.is_dir():
             return []

@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from grape.errors import CheckpointError, ConfigError, TrainingError
+from grape.models.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATISTICS_FILE, TRAINING_FILE
 
 FORMAT_VERSION = 1
 _LOG = logging.getLogger(__name__)
 _PREFIX = "step-"
 _MANIFEST = "manifest.json"
 _STATE = "state.pt"
-_ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md", "training.json"}
-_ADAPTER_FILES |= {"dataset_statistics.json"}
+_ADAPTER_FILES = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_FILE, STATISTICS_FILE, "README.md"}
 _TORCH_CANNOT_WRITE = ("inline_container.cc", "iostream error")
 """What torch 2.13 says where the room for a file runs out; the second where only its last 2 KB do not fit."""
 
@@ -161,7 +161,7 @@ def refuse_foreign_content(directory: Path) -> None:
     if not directory.exists():
         return
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
-    foreign = sorted(names - _ADAPTER_FILES if "adapter_config.json" in names else names)
+    foreign = sorted(names - _ADAPTER_FILES if ADAPTER_CONFIG in names else names)
     if foreign:
         raise ConfigError(
             f"{directory} would be replaced by the adapter, but it holds something else ({', '.join(foreign[:3])}); "

@@ -20,13 +20,13 @@ from grape.errors import ConfigError, DatasetError, PairingError
 from grape.models import prepare_image
 from grape.models.statistics import resolve_unnorm_key
 from grape.trainer.augment import OPENVLA_AUGMENTATIONS, augment_image, augmentation_generator
+from grape.trajectory import ACTION_DIM
 
 if TYPE_CHECKING:
     from grape.config.train import TrainConfig
     from grape.models import OpenVLAPolicy
     from grape.rlds import EpisodeData, PreferencePair
 
-ACTION_DIM = 7
 _LOG = logging.getLogger(__name__)
 
 

@@ -20,6 +20,7 @@ from grape.config.train import TrainConfig, run_defining_settings
 from grape.errors import ConfigError, DatasetError
 from grape.models import OpenVLAPolicy, load_policy
 from grape.models.adapter import save_adapter
+from grape.models.folder import TRAINING_FILE
 from grape.optional import installed_versions
 from grape.trainer.checkpoint import CheckpointStore, write_directory
 from grape.trainer.distributed import Ranks
@@ -169,7 +170,7 @@ def newest_adapter_dir(config: TrainConfig) -> Path:
 def export_adapter(run: TrainingRun, directory: Path) -> None:
     """Write the adapter in peft's format, with where it comes from in ``training.json``."""
     save_adapter(run.policy, directory)
-    (directory / "training.json").write_text(json.dumps(describe(run) | {"steps_done": run.step}, indent=1))
+    (directory / TRAINING_FILE).write_text(json.dumps(describe(run) | {"steps_done": run.step}, indent=1))
 
 
 def describe(run: TrainingRun) -> dict[str, Any]:

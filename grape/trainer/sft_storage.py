@@ -17,6 +17,7 @@ from grape.config.sft import sft_run_settings
 from grape.errors import ConfigError
 from grape.models import save_policy
 from grape.models.adapter import save_adapter
+from grape.models.folder import TRAINING_FILE
 from grape.optional import installed_versions
 from grape.rlds import write_statistics
 from grape.trainer.checkpoint import write_directory
@@ -96,7 +97,7 @@ def _export_intermediate(run: SFTRun, folder: Path) -> None:
 def export_adapter(run: SFTRun, directory: Path) -> None:
     """Write the adapter in peft's format, with where it comes from and the statistics that it was trained with."""
     save_adapter(run.policy, directory)
-    (directory / "training.json").write_text(json.dumps(describe(run) | {"steps_done": run.step}, indent=1))
+    (directory / TRAINING_FILE).write_text(json.dumps(describe(run) | {"steps_done": run.step}, indent=1))
     if run.new_statistics:
         write_statistics(directory, run.new_statistics)
 

@@ -28,11 +28,10 @@ from grape.envs.protocol import InitStateId
 from grape.errors import ConfigError, SimulatorError
 
 
-def test_a_task_carries_the_step_limit_the_goal_and_both_instructions():
+def test_a_task_carries_the_step_limit_the_goal_and_the_file_s_instruction():
     task = libero_task("libero_object", 0)
     assert task.max_steps == 280
-    assert task.instruction == "pick up the alphabet soup and place it in the basket"
-    assert task.bddl_instruction == "pick the alphabet soup and place it in the basket"
+    assert task.instruction == "pick up the alphabet soup and place it in the basket"  # the definition: "pick the"
     assert task.goal_predicates == (("in", "alphabet_soup_1", "basket_1_contain_region"),)
     assert task.keypoint_names[:2] == ("alphabet_soup_1", "basket_1")
     assert task.keypoint_names[-1] == "basket_1_contain_region"
@@ -46,7 +45,8 @@ def test_scene_prefixes_are_not_part_of_the_instruction():
 def test_variants_that_change_the_words_prompt_with_the_changed_words():
     plain, reworded = libero_task("libero_spatial", 2), libero_task("libero_spatial_lan", 2)
     assert plain.name == reworded.name  # the file name still has the old words
-    assert reworded.instruction == reworded.bddl_instruction != plain.instruction
+    assert plain.instruction == "pick up the black bowl from table center and place it on the plate"
+    assert reworded.instruction == "lift the black bowl from the table center and put it on the plate"
     assert libero_task("libero_goal_task", 0).instruction == "open the bottom drawer of the cabinet"
 
 

@@ -322,7 +322,7 @@ def test_collect_and_eval_through_the_other_interpreter(python: str, policy_dir:
     assert "name it with --simpler_python" in capsys.readouterr().err and not (tmp_path / "run" / "run.json").exists()
     assert main(["collect", *collect, "--simpler_python", python]) == 0
     store = RolloutStore(tmp_path / "run")
-    first, second = store.trajectories()
+    first, second = map(store.load, store.episode_ids())
     assert store.run["versions"]["simpler_env"] == "0.0.1" and store.run["details"]["simpler_python"] == python
     assert first.info.init_state_hash == second.info.init_state_hash and first.info.num_steps == 3
     assert first.info.instruction == "put carrot on plate" and first.facts["keypoints"].shape == (4, 2, 3)

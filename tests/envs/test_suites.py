@@ -67,9 +67,8 @@ def test_distances_of_states_that_do_not_exist_are_refused_at_once(tmp_path, cap
 
 def test_a_task_that_does_not_know_leaves_the_check_to_the_simulator():
     TaskSpec(
-        suite="s", task_id=0, name="n", instruction="i", bddl_instruction="i", max_steps=1, goal_predicates=(),
-        keypoint_names=(),
-    ).check_states("official", 0, 1000)  # fmt: skip
+        suite="s", task_id=0, name="n", instruction="i", max_steps=1, goal_predicates=(), keypoint_names=()
+    ).check_states("official", 0, 1000)
 
 
 def test_jobs_are_as_the_simulator_has_them():

@@ -111,7 +111,7 @@ def test_an_adapter_s_statistics_join_the_checkpoint_s_and_win(folder, tmp_path)
     assert loaded.adapter_keys == {"mine", "bridge_orig"}
     assert set(loaded.norm_stats) == {"libero_spatial_no_noops", "bridge_orig", "mine"}
     # The last of 255 bins has its centre at 1 - 1/255 in [-1, 1], hence at -2 + 5 (2 - 1/255) / 2 in [-2, 3].
-    _, actions = loaded.decode_actions(loaded.action_tokenizer.encode(np.ones((1, 7))), "bridge_orig")
+    actions = loaded.decode_actions(loaded.action_tokenizer.encode(np.ones((1, 7))), "bridge_orig")
     assert actions[0, 0] == pytest.approx(-2 + 5 * (2 - 1 / 255) / 2)
 
 

@@ -36,7 +36,8 @@ def assert_same_episode(got: Trajectory, wanted: Trajectory) -> None:
 
 
 def test_episodes_are_complete_and_distinct(collected_run: Path) -> None:
-    episodes = [*RolloutStore(collected_run).trajectories()]
+    store = RolloutStore(collected_run)
+    episodes = [*map(store.load, store.episode_ids())]
     assert [episode.info.episode_id for episode in episodes] == [
         f"libero_spatial--00--rollout-{state}--r{rollout:03d}" for state in range(2) for rollout in range(2)
     ]
@@ -92,7 +93,7 @@ def test_tokens_and_log_probabilities_belong_together(collected_run: Path, tiny_
 
     policy = load_policy(tiny_policy_dir, device="cpu")
     episode = RolloutStore(collected_run).load("libero_spatial--00--rollout-0--r000")
-    _, actions = policy.decode_actions(episode.action_tokens, "libero_spatial")
+    actions = policy.decode_actions(episode.action_tokens, "libero_spatial")
     np.testing.assert_array_equal(episode.policy_actions, actions.astype(np.float32))
     scored = policy.log_prob(
         list(episode.images), [episode.info.instruction] * 5, episode.action_tokens, center_crop=True

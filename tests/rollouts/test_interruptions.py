@@ -116,7 +116,7 @@ def session(bench: Bench, kills: list[int], run_dir: Path, **settings: Any) -> d
         run_session(
             Drift(kill, bench.span), jobs(bench, 3), writer, seed=0, num_workers=1, step_timeout_s=60, **settings
         )
-        return {episode.info.init_state_id: episode for episode in writer.trajectories()}
+        return {episode.info.init_state_id: episode for episode in map(writer.load, writer.episode_ids())}
 
 
 def test_a_dying_simulator_costs_its_episode_only(bench: Bench, tmp_path: Path) -> None:

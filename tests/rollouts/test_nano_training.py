@@ -38,7 +38,8 @@ def test_it_trains_on_demonstrations_of_either_simulator(
         render_profile="fast" if simulator == "libero" else "faithful",
     )  # fmt: skip
     demonstrate(config)
-    recorded = np.concatenate([one.policy_actions for one in RolloutStore(config.run_dir).trajectories()])
+    store = RolloutStore(config.run_dir)
+    recorded = np.concatenate([store.load(name).policy_actions for name in store.episode_ids()])
     frames = training["read_frames"]((config.run_dir,))
     np.testing.assert_array_equal(frames.labels, recorded)  # asked anew, not what the noise made of them
     assert (frames.suite, len(frames.images), len(frames.facts)) == (suite, len(recorded), len(recorded))
@@ -55,7 +56,7 @@ def test_it_trains_on_demonstrations_of_either_simulator(
     span = policy.norm_stats[suite]["action"]["q99"]
     # In the simulator's unit, metres and rad or a share of full deflection; a turn at full speed is not needed here.
     assert max(span[:3]) == pytest.approx(full_deflection) and max(span[3:6]) <= full_turn * (1 + 1e-6)
-    _, decoded = policy.decode_actions(policy.encode_actions(recorded, suite), suite)
+    decoded = policy.decode_actions(policy.encode_actions(recorded, suite), suite)
     half_bin = np.array([*span[:6], 1.0]) / 255  # 256 edges over twice the span
     assert (np.abs(decoded - recorded) <= half_bin * (1 + 1e-6)).all()
 

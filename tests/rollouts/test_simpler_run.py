@@ -38,7 +38,7 @@ def test_collect_score_pair_train_and_eval(simpler: None, tiny_policy_dir: Path,
     collect = ["--run_dir", str(run_dir), "--num_states", "1", "--num_rollouts", "2", "--image_resize", "area"]
     assert main(["collect", *shared, *collect]) == 0
     store = RolloutStore(run_dir)
-    first, second = store.trajectories()
+    first, second = map(store.load, store.episode_ids())
     settings = store.run["settings"]
     assert (settings["simulator"], settings["camera_size"], settings["consecutive_successes"]) == ("simpler", 480, 6)
     assert (settings["prompt_style"], settings["image_resize"]) == ("template", "area")
@@ -80,7 +80,8 @@ def test_experts_demonstrate_a_variant_and_the_task_s_shipped_stages_score_it(si
     run_dir, expert = tmp_path / "run", ["--jitter", "0.2", "--image_size", "64"]
     variant = ["--task_suite_name", "simpler_bridge_subject", *TASK[2:-2]]
     assert main(["experts", *variant, *expert, "--run_dir", str(run_dir), "--num_states", "1"]) == 0
-    [episode] = RolloutStore(run_dir).trajectories()
+    store = RolloutStore(run_dir)
+    [episode] = map(store.load, store.episode_ids())
     assert (episode.info.suite, episode.info.instruction) == ("simpler_bridge_subject", "put eggplant on plate")
     assert episode.info.simulator_settings["variation"]["axis"] == "subject"
     assert episode.info.keypoint_names == ("eggplant", "plate")

@@ -25,7 +25,7 @@ class NoPolicy:
 def play(goal_reached: str, consecutive_successes: int | None, index: int = 0) -> Trajectory:
     """An episode whose goal is reached (+) or not (-) after each action; its step limit is their number."""
     task = TaskSpec(
-        suite="simpler_bridge", task_id=0, name="t", instruction="do it", bddl_instruction="do it",
+        suite="simpler_bridge", task_id=0, name="t", instruction="do it",
         max_steps=len(goal_reached), goal_predicates=(("on", "a", "b"),), keypoint_names=("a", "b"),
     )  # fmt: skip
     job = RolloutJob(

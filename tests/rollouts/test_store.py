@@ -77,7 +77,7 @@ def test_an_episode_comes_back_whole(tmp_path: Path) -> None:
 def test_an_episode_that_crashed_at_once_can_be_stored(tmp_path: Path) -> None:
     with RunWriter(tmp_path, settings=SETTINGS) as writer:
         writer.save(make_trajectory(0, num_steps=0, status="crashed"))
-        [got] = writer.trajectories()
+        [got] = map(writer.load, writer.episode_ids())
         assert (got.info.status, got.info.error, len(got.images)) == ("crashed", "the simulator died", 0)
         writer.save(make_trajectory(0))  # the second attempt takes its place
         assert [info.status for info in writer.infos()] == ["success"]
@@ -169,10 +169,11 @@ def test_kills_lose_nothing_that_was_finished(tmp_path: Path) -> None:
         announced = (first + rest).split()
         assert not set(announced) & set(finished), "resuming repeated an episode"
         finished += announced
-        stored = {trajectory.info.episode_id: trajectory for trajectory in RolloutStore(tmp_path).trajectories()}
-        assert set(finished) <= stored.keys()
+        store = RolloutStore(tmp_path)
+        stored = [store.load(name).info.episode_id for name in store.episode_ids()]  # each is whole
+        assert set(finished) <= set(stored)
         assert len(stored) <= len(finished) + 1  # one may have been stored but not announced
-        finished = list(stored)
+        finished = stored
     assert num_interrupted_writes > 0, "no kill fell into a write: the test has lost its bite"
     for got in stored.values():
         wanted = make_trajectory(int(got.info.init_state_id.removeprefix("rollout/")), num_steps=20, side=64)
@@ -187,7 +188,7 @@ def check_full_disk(run_dir: Path, kind: str) -> None:
     assert child.returncode == 0, error
     assert "could not be written" in printed and "all earlier episodes are safe" in printed
     store = RolloutStore(run_dir)
-    assert make_trajectory(0).info.episode_id in [trajectory.info.episode_id for trajectory in store.trajectories()]
+    assert make_trajectory(0).info.episode_id in [store.load(name).info.episode_id for name in store.episode_ids()]
     assert not [*run_dir.rglob("*.tmp")]
 
 

@@ -18,6 +18,7 @@ from grape.trainer.loop import train
 from grape.trainer.metrics import read_metrics
 from grape.trainer.prepare import PairPreparer, StepBatch, check_tokens
 from grape.trainer.reference import ReferenceCache
+from grape.trajectory import encode_png
 from tests.trainer import tiny
 
 CROPPED = {"metadata": {"policy_settings": {"center_crop": True, "unnorm_key": "tiny"}}}
@@ -90,7 +91,7 @@ def test_center_crop_is_as_recorded_unless_said(policy: OpenVLAPolicy, first_act
 
 def test_raw_pictures_are_prepared(policy: OpenVLAPolicy, first_action_id: int, tmp_path: Path) -> None:
     raw = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    pair = one_pair(first_action_id, encoded_images=tuple(tiny.encode_png(frame) for frame in [*raw, *raw[:2]]))
+    pair = one_pair(first_action_id, encoded_images=tuple(encode_png(frame) for frame in [*raw, *raw[:2]]))
     batch = prepare(policy, tmp_path, pair)
     assert np.array_equal(batch.images[1], prepare_image(raw[1], policy.image_size))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from grape.config.train import TrainConfig
 from grape.models import new_policy, save_policy
 from grape.rlds import EpisodeData, ExportEpisode, PreferencePair, write_dataset
-from grape.trajectory import EpisodeInfo, Trajectory
+from grape.trajectory import EpisodeInfo, Trajectory, encode_png
 
 INSTRUCTION = "put the bowl on the plate"
 IMAGE_SIZE = 28
@@ -123,12 +123,6 @@ def stored_episode(index: int, num_steps: int, side: str, first_action_id: int, 
         **numbers,
     )
     return ExportEpisode(trajectory=trajectory, pair_id=f"{index:06d}--x", score=float(side == "chosen"))
-
-
-def encode_png(frame: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def tiny_config(checkpoint: Path, root: Path, **changes: Any) -> TrainConfig:

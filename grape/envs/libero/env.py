@@ -51,6 +51,7 @@ class LiberoEnv:
         self.init_state_hash = ""
         self._init_state: InitStateId | None = None
         self._render_profile, self._camera_size = render_profile, camera_size
+        self._succeeded = False  # in the last step
         self._view: AgentView | None = None
         self._official_states: np.ndarray | None = None
         self.domain: Any = _make_domain(task)
@@ -78,7 +79,7 @@ class LiberoEnv:
                 "the task's regions may be too crowded, try another index"
             )
         snapshots.refresh_derived(self.domain.sim)
-        self._init_state = init_state
+        self._init_state, self._succeeded = init_state, False
         self.init_state_hash = self.snapshot().digest()
         return self._observe(render)
 
@@ -91,9 +92,9 @@ class LiberoEnv:
             SimulatorError: Not reset yet, not 7 finite numbers, or the physics diverged.
         """
         require_reset(self._init_state, "step")
-        success = self._advance(checked_action(action).astype(np.float64))
+        self._succeeded = self._advance(checked_action(action).astype(np.float64))
         snapshots.refresh_derived(self.domain.sim)
-        return StepResult(self._observe(render), success)
+        return StepResult(self._observe(render), self._succeeded)
 
     def render(self) -> Observation:
         """Observe the current state."""
@@ -101,7 +102,10 @@ class LiberoEnv:
 
     def facts(self) -> dict[str, np.ndarray]:
         """One row of each fact named in ``grape.trajectory.Trajectory``."""
-        return self._facts.read()
+        facts = self._facts.read()
+        if self._succeeded:  # LIBERO's verdict, whose contacts are one substep older than those that were just read
+            facts["goal_satisfied"][:] = True
+        return facts
 
     def snapshot(self) -> Snapshot:
         """Capture the current state exactly."""
@@ -125,6 +129,7 @@ class LiberoEnv:
             raise SimulatorError(f"snapshot of {snapshot.simulator} {got} cannot be restored in libero {wanted}")
         snapshots.apply(self.domain, snapshot.arrays)
         self._init_state, self.init_state_hash = snapshot.init_state, snapshot.init_state_hash
+        self._succeeded = False
         return self._observe(render=True)
 
     def to_simulator_action(self, policy_action: np.ndarray) -> np.ndarray:

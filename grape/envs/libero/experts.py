@@ -9,6 +9,7 @@ import numpy as np
 
 from grape.envs.pick_and_place import Grasp, Place, Scene, next_motion, pick_and_place_goal, quantise
 from grape.envs.protocol import TaskSpec
+from grape.trajectory import ACTION_DIM
 
 _GAIN_PER_M = 22.0
 """Deflection per metre of position error; full deflection from 4.5 cm on."""
@@ -81,7 +82,7 @@ class PickAndPlaceExpert:
             touched=bool(facts["finger_contact"][self._object]),
         )
         error, close, _ = next_motion(scene, self.grasp, self.place)
-        action = np.zeros(7, np.float32)
+        action = np.zeros(ACTION_DIM, np.float32)
         action[:3] = quantise(error * _GAIN_PER_M)
         action[6] = 1.0 if close else -1.0
         return action

@@ -63,13 +63,12 @@ def libero_task(suite: str, task_id: int) -> TaskSpec:
     """
     name = find_task({suite: task_names(suite)}, suite, task_id)
     definition = read_task_definition(bddl_path(suite, name))
-    file_instruction = instruction_from_name(name)
+    words_of_definition = suite.endswith(_INSTRUCTION_FROM_BDDL)
     return TaskSpec(
         suite=suite,
         task_id=task_id,
         name=name,
-        instruction=definition.language if suite.endswith(_INSTRUCTION_FROM_BDDL) else file_instruction,
-        bddl_instruction=definition.language,
+        instruction=definition.language if words_of_definition else instruction_from_name(name),
         max_steps=LIBERO_SUITES[suite],
         goal_predicates=definition.goal_predicates,
         keypoint_names=definition.keypoint_names,

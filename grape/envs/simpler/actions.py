@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from grape.envs.protocol import ACTION_DIM
 from grape.envs.rotations import (
     axis_angle,
     matrix_from_static_xyz,
@@ -17,6 +16,7 @@ from grape.envs.rotations import (
     rotating_xyz_from_matrix,
 )
 from grape.errors import SimulatorError
+from grape.trajectory import ACTION_DIM
 
 OPEN_THRESHOLD = 0.5
 """Policies give the gripper in [0, 1] with 1 for open."""

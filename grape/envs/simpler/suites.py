@@ -104,7 +104,6 @@ def simpler_task(suite: str, task_id: int) -> TaskSpec:
         task_id=task_id,
         name=task.environment,
         instruction=task.instruction,
-        bddl_instruction=task.instruction,
         max_steps=task.max_steps,
         goal_predicates=((task.goal, *task.keypoint_names),),
         keypoint_names=task.keypoint_names,

@@ -193,7 +193,6 @@ def simpler_env_task(suite: str, task_id: int) -> TaskSpec:
         task_id=task_id,
         name=task.name,
         instruction=task.instruction,
-        bddl_instruction=task.instruction,
         max_steps=task.max_steps,
         goal_predicates=(task.goal,),
         keypoint_names=task.keypoint_names,
