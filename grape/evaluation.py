@@ -18,8 +18,8 @@ from grape.errors import ConfigError, RecordError
 from grape.trajectory import EpisodeInfo
 
 Z_95 = NormalDist().inv_cdf(0.975)
-StateKey = tuple[int, str]
-"""Task id and initial-state id."""
+StateKey = tuple[Any, ...]
+"""Task id and initial-state id; before them the suite where several are compared together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +189,20 @@ def compare_states(before: Iterable[StateOutcome], after: Iterable[StateOutcome]
     Raises:
         ConfigError: The two were not run on the same initial states; both sides are named.
     """
-    first = {state.key: state for state in before}
-    second = {state.key: state for state in after}
+    return _compare({state.key: state for state in before}, {state.key: state for state in after})
+
+
+def compare_suites(
+    before: Mapping[str, Iterable[StateOutcome]], after: Mapping[str, Iterable[StateOutcome]]
+) -> Comparison:
+    """As ``compare_states``, over all states of several suites together."""
+    first, second = (
+        {(suite, *state.key): state for suite, states in arm.items() for state in states} for arm in (before, after)
+    )
+    return _compare(first, second)
+
+
+def _compare(first: Mapping[StateKey, StateOutcome], second: Mapping[StateKey, StateOutcome]) -> Comparison:
     _require_same_states(first, second)
     rates = [(first[key].rate, second[key].rate) for key in first]
     dropped = tuple(key for key, (a, b) in zip(first, rates, strict=True) if a is None or b is None)
@@ -218,14 +230,18 @@ def _require_same_states(first: Mapping[StateKey, StateOutcome], second: Mapping
         hashes = state.init_state_hash, second[key].init_state_hash
         if all(hashes) and hashes[0] != hashes[1]:
             raise ConfigError(
-                f"task {key[0]}, state {key[1]}: the simulator's initial states differ "
+                f"{name_state(key)}: the simulator's initial states differ "
                 f"({hashes[0][:12]} before, {hashes[1][:12]} after); evaluate both with the same simulator and settings"
             )
 
 
+def name_state(key: StateKey) -> str:
+    """``[suite] task 0 official/3``."""
+    return " ".join(map(str, (*key[:-2], "task", *key[-2:])))
+
+
 def _name_states(keys: Sequence[StateKey]) -> str:
-    names = [f"task {task_id} {state}" for task_id, state in keys[:3]]
-    return (", ".join(names) or "(none)") + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return (", ".join(map(name_state, keys[:3])) or "(none)") + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 SUCCESS_RULES: dict[str, Callable[[EpisodeInfo], bool]] = {

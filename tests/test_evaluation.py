@@ -147,7 +147,7 @@ def test_comparison_refuses_other_states_and_names_both() -> None:
 
 
 def test_comparison_refuses_states_that_differ_in_the_simulator() -> None:
-    with pytest.raises(ConfigError, match=r"task 0, state official/0.*aaa before, bbb after"):
+    with pytest.raises(ConfigError, match=r"task 0 official/0.*aaa before, bbb after"):
         compare_states([state(0, True, digest="aaa")], [state(0, True, digest="bbb")])
     # A state whose simulator crashed before its first step has no hash, and nothing to contradict.
     compare_states([state(0, None, digest="")], [state(0, True, digest="bbb")])

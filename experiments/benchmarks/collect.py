@@ -4,7 +4,7 @@ Both ways use the same policy, task, initial states, random numbers, render prof
 same facts and store each episode through the same store (PNG, fsync). Simulator start-up and the actions before all
 simulators are up are left out of both. What differs:
 
-* plain has one simulator, in this process; batched is ``run_session``, as `grape collect` runs it, with one process for
+* plain has one simulator, in this process; batched is ``session.run``, as `grape collect` runs it, with one process for
   each of its simulators;
 * plain decides for one observation at a time; batched for all that wait;
 * plain leaves torch, linear algebra and the renderer all threads; batched gives torch the cores that the simulators
@@ -101,7 +101,8 @@ def measure_plain(collect: CollectConfig) -> float:
             init_state_hash=env.init_state_hash, settings=env.settings,
         )  # fmt: skip
 
-    with open_writer(collect, policy) as writer:
+    settings = {"kind": "benchmark", **session.result_settings(collect, policy)}
+    with RunWriter(collect.run_dir, settings=settings) as writer:
         for job in jobs:
             episode = EpisodeRecorder(job)
             episode.observe(event(env.reset(job.init_state)))
@@ -120,26 +121,13 @@ def measure_plain(collect: CollectConfig) -> float:
 def measure_batched(collect: CollectConfig) -> float:
     """The shipped collector; the time includes ending its simulators."""
     policy = Clocked(session.open_policy(collect), collect.num_workers)
-    with open_writer(collect, policy) as writer:
-        session.run_session(
-            policy,
-            session.plan_jobs(collect),
-            writer,
-            seed=collect.seed,
-            num_workers=collect.num_workers,
-            step_timeout_s=collect.step_timeout_s,
-        )
-        return policy.actions_per_s()
-
-
-def open_writer(collect: CollectConfig, policy: Policy) -> RunWriter:
-    """A new run folder."""
-    settings = {"kind": "benchmark", **session.result_settings(collect, policy)}
-    return RunWriter(collect.run_dir, settings=settings, versions=session.library_versions(collect.task_suite_name))
+    session.run(collect, "benchmark", make_policy=lambda: policy)
+    return policy.actions_per_s()
 
 
 def main(config: CollectBenchmark) -> None:
     """Measure both ways in turn and print the ratios."""
+    versions = session.library_versions(config.task_suite_name)
     with tempfile.TemporaryDirectory(dir=config.scratch_dir) as folder:
         collect = CollectConfig(
             pretrained_checkpoint=config.pretrained_checkpoint,
@@ -165,7 +153,7 @@ def main(config: CollectBenchmark) -> None:
         "ratio": [round(entry["batched"] / entry["plain"], 2) for entry in rounds],
         "num_cores": os.cpu_count(),
         "machine": platform.machine(),
-        "versions": session.library_versions(config.task_suite_name),
+        "versions": versions,
         "settings": {key: str(value) for key, value in vars(config).items()},
     }
     print(json.dumps(result, indent=1))

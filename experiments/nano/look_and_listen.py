@@ -13,6 +13,7 @@ Prints a Markdown table and writes it beside the episodes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ from grape.errors import ConfigError
 from grape.evaluation import states_from_episodes, success_rate
 from grape.rollouts import session
 from grape.rollouts.policy import Decision, DecisionRequest, Policy
-from grape.rollouts.store import RunWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +107,18 @@ def main(config: LookAndListen) -> None:
         max_steps=config.max_steps,
         render_profile=config.render_profile,
         center_crop=False,
+        run_dir=config.run_dir,
+        resume=config.resume,
+        num_workers=config.num_workers,
     )
-    policy, jobs = session.open_policy(evaluation), session.plan_jobs(evaluation)
+    open_once = functools.cache(lambda: session.open_policy(evaluation))
     lines = ["| arm | success | 95 % interval |", "| --- | --- | --- |"]
     for arm, change in make_arms(config).items():
-        ablated = Ablated(policy, arm, change)
-        with RunWriter(
-            config.run_dir / arm,
-            settings={"kind": "look_and_listen", **session.result_settings(evaluation, ablated)},
-            details={},
-            versions=session.library_versions(config.task_suite_name),
-            keep="outcome",
-            resume=config.resume and (config.run_dir / arm).exists(),
-        ) as writer:
-            episodes = session.run_session(
-                ablated, jobs, writer, seed=0, num_workers=config.num_workers, step_timeout_s=120.0
-            )
+        episodes = session.run(
+            dataclasses.replace(evaluation, run_dir=config.run_dir / arm),
+            "look_and_listen",
+            make_policy=lambda arm=arm, change=change: Ablated(open_once(), arm, change),
+        )
         rate = success_rate(states_from_episodes(episodes))
         lines.append(f"| {arm} | {rate.successes:g}/{rate.trials} | {rate.low:.0%} to {rate.high:.0%} |")
     table = "\n".join(lines)

@@ -23,34 +23,10 @@ def main(argv: list[str] | None = None) -> int:
 def collect(config: CollectConfig) -> list[EpisodeInfo]:
     """Run what the folder does not hold yet and return the headers of all its episodes."""
     from grape.rollouts import session
-    from grape.rollouts.store import RunWriter
 
     if config.init_split == OFFICIAL_SPLIT:
         print("warning: collecting on the official test states: do not test what is trained on these", file=sys.stderr)
-    jobs = session.plan_jobs(config)
-    session.refuse_used_folder(config.run_dir, resume=config.resume)
-    versions = session.library_versions(config.task_suite_name, config.simpler_python)  # before a large checkpoint
-    policy = session.open_policy(config)
-    with RunWriter(
-        config.run_dir,
-        settings={"kind": "collect", **session.result_settings(config, policy)},
-        details={
-            "policy": policy.name,
-            "num_workers": config.num_workers,
-            "device": config.device,
-            "simpler_python": config.simpler_python and str(config.simpler_python),
-        },
-        versions=versions,
-        resume=config.resume,
-    ) as writer:
-        return session.run_session(
-            policy,
-            jobs,
-            writer,
-            seed=config.seed,
-            num_workers=config.num_workers,
-            step_timeout_s=config.step_timeout_s,
-        )
+    return session.run(config, "collect", details=("policy", "num_workers", "device", "simpler_python"))
 
 
 def summarize(config: CollectConfig, episodes: list[EpisodeInfo]) -> str:
@@ -62,6 +38,5 @@ def summarize(config: CollectConfig, episodes: list[EpisodeInfo]) -> str:
     ]
     if count["crashed"]:
         lines.append("crashed episodes are never scored or paired; the same command with --resume runs them again")
-    scores = config.run_dir / "scores" / "guided_cost.json"
-    lines.append("next: " + shlex.join(["grape", "score", str(config.run_dir), "--out", str(scores)]))
+    lines.append("next: " + shlex.join(["grape", "score", str(config.run_dir)]))
     return "\n".join(lines)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from grape.cli.arguments import parse_config
 from grape.cli.interruption import resumable
+from grape.config.collect import OFFICIAL_SPLIT
 from grape.config.evaluate import EvaluateConfig
 from grape.evaluation import (
     StateOutcome,
@@ -51,7 +53,7 @@ def new_run_dir(config: EvaluateConfig) -> Path:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Run what the folder does not hold yet; write and return the result (see ``build_result``)."""
     from grape.rollouts import session
-    from grape.rollouts.store import RunWriter
+    from grape.rollouts.store import RolloutStore
     from grape.rollouts.video import write_episode_video
 
     assert config.run_dir is not None, "main() names the folder"
@@ -64,39 +66,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     if config.use_wandb:
         require("wandb", extra="wandb")  # now, not after hours of simulation
+    if config.init_split == OFFICIAL_SPLIT:
+        print("note: the official states are for testing only: tune on others, and count every look", file=sys.stderr)
     started = time.monotonic()
-    jobs = session.plan_jobs(config)
-    session.refuse_used_folder(config.run_dir, resume=config.resume)
-    versions = session.library_versions(config.task_suite_name, config.simpler_python)  # before a large checkpoint
-    policy = session.open_policy(config)
-    with RunWriter(
-        config.run_dir,
-        settings={"kind": "evaluate", **session.result_settings(config, policy)},
-        details={
-            "pretrained_checkpoint": config.pretrained_checkpoint,
-            "adapter": config.adapter,
-            "num_workers": config.num_workers,
-            "device": config.device,
-            "run_id_note": config.run_id_note,
-            "simpler_python": config.simpler_python and str(config.simpler_python),
-        },
-        versions=versions,
-        keep="outcome",
-        resume=config.resume,
-    ) as writer:
-        episodes = session.run_session(
-            policy,
-            jobs,
-            writer,
-            seed=config.seed,
-            num_workers=config.num_workers,
-            step_timeout_s=config.step_timeout_s,
-            num_attempts=NUM_ATTEMPTS,
-            on_episode=record,
-        )
-        result = build_result(writer.run, episodes, wall_time_s=time.monotonic() - started)
-        write_bytes_atomic(config.run_dir / RESULT_FILE, json.dumps(result, indent=1).encode())
-        write_bytes_atomic(config.run_dir / "results.txt", format_table(result).encode())
+    details = ("pretrained_checkpoint", "adapter", "num_workers", "device", "run_id_note", "simpler_python")
+    episodes = session.run(config, "evaluate", details=details, num_attempts=NUM_ATTEMPTS, on_episode=record)
+    run = RolloutStore(config.run_dir).run
+    result = build_result(run, episodes, wall_time_s=time.monotonic() - started)
+    write_bytes_atomic(config.run_dir / RESULT_FILE, json.dumps(result, indent=1).encode())
+    write_bytes_atomic(config.run_dir / "results.txt", format_table(result).encode())
     if config.use_wandb:
         log_to_wandb(config, result)
     return result

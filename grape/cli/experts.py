@@ -15,6 +15,7 @@ from grape.trajectory import EpisodeInfo
 if TYPE_CHECKING:
     from grape.envs.protocol import TaskSpec
     from grape.rollouts.policy import Policy
+    from grape.rollouts.scripted import ScriptedDemonstrator
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,28 +31,15 @@ def main(argv: list[str] | None = None) -> int:
 def demonstrate(config: ExpertsConfig) -> list[EpisodeInfo]:
     """Run what the folder does not hold yet and return the headers of all its episodes."""
     from grape.rollouts import session
-    from grape.rollouts.store import RunWriter
+    from grape.rollouts.scripted import CorrectedStudent
 
     like = _as_evaluation(config) if config.measure_only else _as_collection(config)
-    jobs = session.plan_jobs(like)
-    session.refuse_used_folder(config.run_dir, resume=config.resume)
-    policy = _open_demonstrator(config, like, [job.task for job in jobs])
-    with RunWriter(
-        config.run_dir,
-        settings={"kind": "experts", **session.result_settings(like, policy)},
-        details={"policy": policy.name, "num_workers": config.num_workers},
-        versions=session.library_versions(config.task_suite_name),
-        keep="outcome" if config.measure_only else "trajectory",
-        resume=config.resume,
-    ) as writer:
-        return session.run_session(
-            policy,
-            jobs,
-            writer,
-            seed=config.seed,
-            num_workers=config.num_workers,
-            step_timeout_s=config.step_timeout_s,
-        )
+    expert = _make_expert(config, [job.task for job in session.plan_jobs(like)])
+
+    def make_policy() -> Policy:
+        return expert if config.student is None else CorrectedStudent(session.open_policy(like), expert)
+
+    return session.run(like, "experts", details=("policy", "num_workers"), make_policy=make_policy)
 
 
 def success_table(episodes: list[EpisodeInfo], *, by_rule: bool = False) -> str:
@@ -79,9 +67,8 @@ def success_table(episodes: list[EpisodeInfo], *, by_rule: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _open_demonstrator(config: ExpertsConfig, like: CollectConfig | EvaluateConfig, tasks: list[TaskSpec]) -> Policy:
-    from grape.rollouts import session
-    from grape.rollouts.scripted import CorrectedStudent, DemonstrationNoise, ScriptedDemonstrator
+def _make_expert(config: ExpertsConfig, tasks: list[TaskSpec]) -> ScriptedDemonstrator:
+    from grape.rollouts.scripted import DemonstrationNoise, ScriptedDemonstrator
 
     noise = DemonstrationNoise(
         jitter=config.jitter,
@@ -91,7 +78,7 @@ def _open_demonstrator(config: ExpertsConfig, like: CollectConfig | EvaluateConf
     expert = ScriptedDemonstrator(image_size=config.image_size, noise=noise, image_resize=config.image_resize)
     for task in tasks:  # refuses a task without an expert before a simulator is started
         expert.expert(task)
-    return expert if config.student is None else CorrectedStudent(session.open_policy(like), expert)
+    return expert
 
 
 def _as_collection(config: ExpertsConfig) -> CollectConfig:
@@ -102,7 +89,6 @@ def _as_collection(config: ExpertsConfig) -> CollectConfig:
         num_rollouts=1,
         temperature=config.temperature,
         center_crop=False,
-        run_dir=config.run_dir,
     )
 
 
@@ -118,6 +104,9 @@ def _as_evaluation(config: ExpertsConfig) -> EvaluateConfig:
 
 
 def _shared(config: ExpertsConfig) -> dict[str, Any]:
-    names = ("task_suite_name", "task_ids", "init_split", "first_state", "prompt_style", "image_resize", "seed")
-    settings = {name: getattr(config, name) for name in (*names, "render_profile", "max_steps")}
+    names = (
+        "task_suite_name", "task_ids", "init_split", "first_state", "prompt_style", "image_resize", "seed",
+        "render_profile", "max_steps", "run_dir", "resume", "num_workers", "step_timeout_s",
+    )  # fmt: skip
+    settings = {name: getattr(config, name) for name in names}
     return {"pretrained_checkpoint": config.student or "scripted", **settings}

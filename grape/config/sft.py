@@ -5,14 +5,13 @@ Names are those of OpenVLA's own fine-tuning script where it has the field, else
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from grape.config.folders import check_run_folders
+from grape.config.checks import check_values
 from grape.config.inputs import ImageResize, PromptStyle
+from grape.config.model import AttnImplementation
 from grape.errors import ConfigError
 
 
@@ -122,11 +121,11 @@ class SFTConfig:
     """Seed of new weights, the order of the frames, augmentations, token noise, dropout and the held-out episodes."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
-    dtype: str = "auto"
-    """``float32``, ``bfloat16`` or ``auto`` (bfloat16 on a GPU). Type of the computation, and of the frozen weights
-    under an adapter; weights that are trained, and their optimiser, are always float32."""
-    attn_implementation: str = "sdpa"
-    """``sdpa``, ``eager`` or ``flash_attention_2``; for ``vla_path``."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the computation, and of the frozen weights under an adapter; ``auto``: bfloat16 on a GPU, else float32.
+    Weights that are trained, and their optimiser, are always float32."""
+    attn_implementation: AttnImplementation = "sdpa"
+    """Attention kernels, for ``vla_path``; ``flash_attention_2`` where flash-attn is installed, on a GPU."""
     wandb_project: str | None = None
     """W&B project; without one W&B is off. Offline where the machine has no account, never needed to train."""
     wandb_entity: str | None = None
@@ -160,32 +159,6 @@ class SFTConfig:
         return self.run_root_dir / self.effective_run_name
 
 
-_FREE_ON_RESUME = {"run_root_dir", "run_name", "adapter_tmp_dir", "resume", "save_steps", "keep_checkpoints", "device"}
-_FREE_ON_RESUME |= {"wandb_project", "wandb_entity", "tensorboard", "num_loader_processes"}
-_FREE_ON_RESUME |= {"val_steps", "val_frames", "save_merged", "save_dtype"}
-_FREE_ON_RESUME |= {"vla_path", "data_root_dir"}  # folders may move; contents are compared
-_FREE_ON_RESUME |= {"batch_size", "grad_accumulation_steps"}  # their product with the processes is compared
-
-
-def sft_run_settings(config: SFTConfig) -> dict[str, Any]:
-    """The settings that a resumed run has to repeat; any other value would make it another run."""
-    free = _FREE_ON_RESUME | ({"max_steps"} if config.schedule == "constant" else set())
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in free}
-
-
-_AT_LEAST_ONE: tuple[str, ...] = (
-    "max_steps",
-    "batch_size",
-    "grad_accumulation_steps",
-    "shuffle_buffer_size",
-    "lora_rank",
-    "val_steps",
-)
-_AT_LEAST_ONE += ("val_frames", "save_steps", "keep_checkpoints")
-_AT_LEAST_ZERO = ("warmup_steps", "weight_decay", "max_grad_norm", "num_loader_processes", "seed")
-_SHARES = ("input_token_noise", "lora_dropout", "val_fraction")
-
-
 def check_sft_config(config: SFTConfig) -> None:
     """Refuse what cannot be honoured.
 
@@ -207,8 +180,7 @@ def check_sft_config(config: SFTConfig) -> None:
         raise ConfigError("image_aug=True takes a random crop of each picture in place of center_crop; leave one out")
     if config.val_split is not None and config.val_fraction:
         raise ConfigError(f"val_split={config.val_split!r} and val_fraction={config.val_fraction}: give one of them")
-    check_run_folders(config.run_root_dir, config.effective_run_name, config.adapter_tmp_dir)
-    _check_ranges(config)
+    check_values(config)
 
 
 def _check_new_weights(config: SFTConfig) -> None:
@@ -218,24 +190,3 @@ def _check_new_weights(config: SFTConfig) -> None:
         raise ConfigError("unnorm_key with preset: new weights have no statistics; they are computed from the data set")
     if config.labels == "tokens":
         raise ConfigError("labels=tokens with preset: the stored tokens belong to the vocabulary of another policy")
-
-
-def _check_ranges(config: SFTConfig) -> None:
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    for name in _AT_LEAST_ONE:
-        if values[name] < 1:
-            raise ConfigError(f"{name}={values[name]}: want at least 1")
-    for name in _AT_LEAST_ZERO:
-        if not 0 <= values[name] < math.inf:
-            raise ConfigError(f"{name}={values[name]}: want 0 or more, and finite")
-    for name in _SHARES:
-        if not 0 <= values[name] < 1:
-            raise ConfigError(f"{name}={values[name]}: want 0 to below 1")
-    if not 0 < config.learning_rate < math.inf:
-        raise ConfigError(f"learning_rate={config.learning_rate}: want more than 0, and finite")
-    if config.lora_alpha is not None and config.lora_alpha < 1:
-        raise ConfigError(f"lora_alpha={config.lora_alpha}: want at least 1, or None")
-    if config.dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f"dtype={config.dtype!r}: want auto, float32 or bfloat16")
-    if config.wandb_entity and not config.wandb_project:
-        raise ConfigError("wandb_entity without wandb_project: name the project to log to")

@@ -6,14 +6,13 @@ differs from the release, the field says so. The rest is ours.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from grape.config.folders import check_run_folders
+from grape.config.checks import check_values
 from grape.config.inputs import ImageResize, PromptStyle
+from grape.config.model import AttnImplementation
 from grape.errors import ConfigError
 
 
@@ -51,8 +50,8 @@ class TrainConfig:
     """OpenVLA's image augmentations, a function of (seed, pair, step, epoch) and the same for policy and reference;
     they replace the centre crop. The release declared True and used False."""
     shuffle_buffer_size: int = 64
-    """Pairs held in memory, within which the order is shuffled; 1 keeps the stored order. The release's field of this
-    name (100,000) was not read."""
+    """Pairs that each process holds in memory, pictures still encoded, and within which the order is shuffled; 1 keeps
+    the stored order. The release's field of this name (100,000) was not read."""
 
     use_lora: bool = True
     """Train a LoRA adapter. False is refused: the reference is this model with the adapter off."""
@@ -124,10 +123,10 @@ class TrainConfig:
     """Where the reference's log-probabilities are kept; ``None``: ``<run_root_dir>/reference_cache``."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
-    dtype: str = "auto"
-    """Base weights: ``float32``, ``bfloat16`` or ``auto`` (bfloat16 on a GPU). The adapter is always float32."""
-    attn_implementation: str = "sdpa"
-    """``sdpa``, ``eager`` or ``flash_attention_2``."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the base weights; ``auto``: bfloat16 on a GPU, else float32. The adapter is always float32."""
+    attn_implementation: AttnImplementation = "sdpa"
+    """Attention kernels; ``flash_attention_2`` where flash-attn is installed, on a GPU."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
 
@@ -147,22 +146,6 @@ class TrainConfig:
         return self.run_root_dir / self.effective_run_name
 
 
-_FREE_ON_RESUME = {"run_root_dir", "adapter_tmp_dir", "run_name", "resume", "save_steps", "keep_checkpoints", "device"}
-_FREE_ON_RESUME |= {"wandb_project", "wandb_entity", "tensorboard", "reference_cache_dir"}
-_FREE_ON_RESUME |= {
-    "vla_path",
-    "chosen_traj_dir",
-    "rejected_traj_dir",
-}  # folders may move; hashes are compared
-_FREE_ON_RESUME |= {"batch_size", "grad_accumulation_steps"}  # their product with the processes is compared
-
-
-def run_defining_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a resumed run has to repeat; any other value would make it another run."""
-    free = _FREE_ON_RESUME | ({"epoch", "max_steps"} if config.schedule == "constant" else set())
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in free}
-
-
 def check_train_config(config: TrainConfig) -> None:
     """Refuse what cannot be honoured.
 
@@ -176,43 +159,7 @@ def check_train_config(config: TrainConfig) -> None:
         )
     if config.use_quantization:
         raise ConfigError(
-            "use_quantization=True: a 4-bit base is not implemented in this version; memory does not grow with the "
-            "trajectory here, so lower --micro_batch_size instead"
+            "use_quantization=True: a 4-bit base is not implemented in this version; device memory does not grow with "
+            "the trajectory here, so lower --micro_batch_size instead"
         )
-    check_run_folders(config.run_root_dir, config.effective_run_name, config.adapter_tmp_dir)
-    _check_ranges(config)
-
-
-_AT_LEAST_ONE = [
-    "batch_size",
-    "grad_accumulation_steps",
-    "epoch",
-    "save_steps",
-    "shuffle_buffer_size",
-    "lora_rank",
-    "window_size",
-]
-_AT_LEAST_ONE += ["keep_checkpoints", "micro_batch_size"]
-_AT_LEAST_ZERO = ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "seed")
-
-
-def _check_ranges(config: TrainConfig) -> None:
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    for name in _AT_LEAST_ONE:
-        if values[name] < 1:
-            raise ConfigError(f"{name}={values[name]}: want at least 1")
-    for name in _AT_LEAST_ZERO:
-        if not 0 <= values[name] < math.inf:
-            raise ConfigError(f"{name}={values[name]}: want 0 or more, and finite")
-    for name in ("beta", "learning_rate"):
-        if not 0 < values[name] < math.inf:
-            raise ConfigError(f"{name}={values[name]}: want more than 0, and finite")
-    for name in ("max_steps", "lora_alpha"):
-        if values[name] is not None and values[name] < 1:
-            raise ConfigError(f"{name}={values[name]}: want at least 1, or None")
-    if not 0 <= config.label_smoothing < 0.5:
-        raise ConfigError(f"label_smoothing={config.label_smoothing}: want 0 to below 0.5")
-    if not 0 <= config.lora_dropout < 1:
-        raise ConfigError(f"lora_dropout={config.lora_dropout}: want 0 to below 1")
-    if config.wandb_entity and not config.wandb_project:
-        raise ConfigError("wandb_entity without wandb_project: name the project to log to")
+    check_values(config)

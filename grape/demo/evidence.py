@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grape.demo.pipeline import Layout
-from grape.demo.result import first_changed_state, video_of
+from grape.demo.result import first_changed_state
 from grape.rollouts.store import RolloutStore
 from grape.trajectory import Trajectory
 
@@ -68,8 +68,8 @@ def example_pair(layout: Layout) -> ExamplePair | None:
     if not pairs:
         return None
     pair = pairs[len(pairs) // 2]
-    suite = pair["chosen"].split("--")[0]
-    store = RolloutStore(layout.rollouts(0, suite))
+    stores = [RolloutStore(layout.rollouts(0, suite)) for suite in layout.plan.tasks]
+    store = next((store for store in stores if store.has(pair["chosen"])), stores[0])
     return ExamplePair(
         chosen=store.load(pair["chosen"]),
         rejected=store.load(pair["rejected"]),
@@ -87,8 +87,9 @@ def example_videos(layout: Layout, result: Mapping[str, Any]) -> list[Video]:
     suite, task_id, state = found
     videos = []
     for arm in result["arms"]:
-        path = video_of(layout.evaluation(arm, suite), task_id, state)
-        if path is not None:
-            status = path.stem.rsplit("--", 1)[1]
-            videos.append(Video(arm=arm, suite=suite, task_id=task_id, state=state, status=status, path=path))
+        store = RolloutStore(layout.evaluation(arm, suite))
+        info = next(info for info in store.infos() if (info.task_id, info.init_state_id) == (task_id, state))
+        path = store.run_dir / "videos" / f"{info.episode_id}--{info.status}.mp4"
+        if path.is_file():
+            videos.append(Video(arm=arm, suite=suite, task_id=task_id, state=state, status=info.status, path=path))
     return videos

@@ -8,7 +8,6 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grape
@@ -20,8 +19,8 @@ from grape.evaluation import (
     PairedDifference,
     StateOutcome,
     SuccessRate,
-    compare_states,
-    paired_difference,
+    compare_suites,
+    name_state,
     states_from_episodes,
     success_rate,
 )
@@ -71,29 +70,9 @@ def load_arm(layout: Layout, name: str) -> Arm:
 
 
 def compare_arms(before: StatesBySuite, after: StatesBySuite) -> dict[str, Any]:
-    """Paired comparison over all suites: observed pairs, dropped ones, and the worst case with them."""
-    comparisons = {suite: compare_states(before[suite], after[suite]) for suite in before}
-    dropped = [
-        f"{suite} task {task_id} {state}" for suite, one in comparisons.items() for task_id, state in one.dropped
-    ]
-    rates = [
-        (state.rate, {other.key: other for other in after[suite]}[state.key].rate)
-        for suite, states in before.items()
-        for state in states
-    ]
-    known = [(a, b) for a, b in rates if a is not None and b is not None]
-    worst = [(1.0 if a is None else a, 0.0 if b is None else b) for a, b in rates]
-    return {
-        "observed": _difference(known),
-        "dropped": dropped,
-        "worst_case": _difference(worst),
-    }
-
-
-def _difference(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
-    if not pairs:
-        return None
-    return dataclasses.asdict(paired_difference([a for a, _ in pairs], [b for _, b in pairs]))
+    """Paired comparison over all suites: observed pairs, names of dropped ones, and the worst case with them."""
+    comparison = compare_suites(before, after)
+    return {**dataclasses.asdict(comparison), "dropped": [name_state(key) for key in comparison.dropped]}
 
 
 def gather_result(plan: DemoPlan, layout: Layout, stages: Sequence[Stage], plan_commit: str) -> dict[str, Any]:
@@ -285,9 +264,3 @@ def first_changed_state(result: Mapping[str, Any]) -> tuple[str, int, str] | Non
             if before is not None and after is not None:
                 candidates.setdefault((bool(before), bool(after)), (row["suite"], row["task_id"], state))
     return next((candidates[outcome] for outcome in wanted if outcome in candidates), None)
-
-
-def video_of(run_dir: Path, task_id: int, state: str) -> Path | None:
-    """The mp4 that ``grape eval --videos all`` left for a state."""
-    pattern = f"*--{task_id:02d}--{state.replace('/', '-')}--r000--*.mp4"
-    return next(iter(sorted((run_dir / "videos").glob(pattern))), None)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,58 @@ from grape.trajectory import EpisodeInfo, Trajectory
 
 LIBRARIES = ("numpy", "pillow", "torch", "transformers")
 """Distributions whose version can change an episode, beside the simulator's own."""
+
+
+def run(
+    config: CollectConfig | EvaluateConfig,
+    kind: str,
+    *,
+    details: Sequence[str] = (),
+    make_policy: Callable[[], Policy] | None = None,
+    num_attempts: int = 1,
+    on_episode: Callable[[Trajectory], None] | None = None,
+) -> list[EpisodeInfo]:
+    """Run what ``config.run_dir`` does not hold yet: trajectories when collecting, outcomes alone when evaluating.
+
+    Args:
+        config: What to run, and where to.
+        kind: What the run is for; a folder is continued by the same kind alone.
+        details: Settings to keep in run.json although they change no result; ``policy`` stands for the policy's name.
+        make_policy: Opens what acts, once nothing else can be refused; ``None`` opens the checkpoint of ``config``.
+        num_attempts, on_episode: As in ``run_session``.
+
+    Returns:
+        Headers of all episodes of the run.
+
+    Raises:
+        GrapeError: As ``plan_jobs``, ``library_versions``, ``open_policy`` and ``run_session`` have it.
+        RecordError: The folder holds a run, and ``config`` does not resume it, or another one.
+    """
+    assert config.run_dir is not None, "the caller names the folder"
+    jobs = plan_jobs(config)
+    if not config.resume and (config.run_dir / "run.json").exists():
+        raise RecordError(f"{config.run_dir} already holds a run; continue it with --resume, or choose another folder")
+    versions = library_versions(config.task_suite_name, config.simpler_python)  # before a large checkpoint
+    policy = open_policy(config) if make_policy is None else make_policy()
+    known = {"policy": policy.name, **vars(config)}
+    with RunWriter(
+        config.run_dir,
+        settings={"kind": kind, **result_settings(config, policy)},
+        details={name: str(known[name]) if isinstance(known[name], Path) else known[name] for name in details},
+        versions=versions,
+        keep="trajectory" if isinstance(config, CollectConfig) else "outcome",
+        resume=config.resume,
+    ) as writer:
+        return run_session(
+            policy,
+            jobs,
+            writer,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            step_timeout_s=config.step_timeout_s,
+            num_attempts=num_attempts,
+            on_episode=on_episode,
+        )
 
 
 def plan_jobs(config: CollectConfig | EvaluateConfig) -> list[RolloutJob]:
@@ -150,12 +202,6 @@ def cores_left_by(num_workers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def refuse_used_folder(run_dir: Path, *, resume: bool) -> None:
-    """Say early, before a large checkpoint is loaded, that a folder already holds a run."""
-    if not resume and (run_dir / "run.json").exists():
-        raise RecordError(f"{run_dir} already holds a run; continue it with --resume, or choose another folder")
 
 
 def result_settings(config: CollectConfig | EvaluateConfig, policy: Policy) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The exact gradient of a trajectory loss in memory that does not grow with the trajectory.
+"""The exact gradient of a trajectory loss; its graph does not grow with the trajectory.
 
 The loss is a function of each step's log-probability, and its derivative with respect to them is known once they are:
 

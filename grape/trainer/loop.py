@@ -19,6 +19,7 @@ from tqdm import tqdm
 from grape.config.train import TrainConfig, check_train_config
 from grape.errors import TrainingError
 from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content, write_directory
+from grape.trainer.continuation import stop_if_any
 from grape.trainer.distributed import Ranks, StopRequest, join_ranks, stop_on_interrupt
 from grape.trainer.examples import Example, PairSource, example_steps
 from grape.trainer.gradient import LOGGED, ExampleResult, backward_example
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 ADAPTER_FOLDER = "adapter"
+ADVICE = "Take the pair out, or lower --learning_rate"
 
 
 def train(config: TrainConfig, pairs: PairSource | None = None) -> Path:
@@ -80,7 +82,7 @@ def train(config: TrainConfig, pairs: PairSource | None = None) -> Path:
 
 def train_steps(run: TrainingRun, logger: MetricsLogger | None, stop: StopRequest) -> None:
     """Take the optimiser steps that are left, saving on the way."""
-    num_steps = run.plan.num_steps
+    num_steps = run.num_steps
     progress = tqdm(total=num_steps, initial=run.step, desc="TPO", unit="step", disable=not run.ranks.first)
     with progress:
         for epoch, examples in run.plan.steps(run.step):
@@ -116,7 +118,7 @@ def train_step(run: TrainingRun, epoch: int, examples: list[Example]) -> dict[st
         peak=config.learning_rate,
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,
-        num_steps=run.plan.num_steps,
+        num_steps=run.num_steps,
     )
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -129,12 +131,13 @@ def train_step(run: TrainingRun, epoch: int, examples: list[Example]) -> dict[st
         except TrainingError as error:  # told to the other processes below, so that none of them waits for this one
             failure = str(error)
             break
-    _stop_if_any(run, failure)
+    stop_if_any(run, failure, advice=ADVICE)
     run.ranks.sum_gradients(list(run.parameters.values()))
     grad_norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), config.max_grad_norm or math.inf).item()
     if not math.isfinite(grad_norm):
         pair_ids = sorted({run.pairs.get(example.pair_index).pair_id for example in examples})
-        _stop_if_any(run, f"the gradient is not finite over pair(s) {', '.join(pair_ids[:8])}")
+        failure = f"the gradient is not finite over pair(s) {', '.join(pair_ids[:8])}"
+        stop_if_any(run, failure, advice=ADVICE)
     run.optimizer.step()
     metrics = mean_metrics(run.ranks, results, num_examples=len(examples))
     return metrics | {
@@ -182,15 +185,3 @@ def mean_metrics(ranks: Ranks, results: list[ExampleResult], *, num_examples: in
     sums = torch.tensor([[result.logged()[name] for result in results] for name in LOGGED], dtype=torch.float64).sum(1)
     means = ranks.sum_values(sums) / num_examples
     return dict(zip(LOGGED, means.tolist(), strict=True))
-
-
-def _stop_if_any(run: TrainingRun, failure: str) -> None:
-    """Stop every process where one has failed, with the reason and where to go on."""
-    if not run.ranks.any_of(bool(failure)):
-        return
-    told = "; ".join(filter(None, run.ranks.gather_texts(failure)))
-    saved = run.checkpoints.steps()
-    good = f"the last good checkpoint, step {saved[-1]}, is kept" if saved else "no checkpoint was due before it"
-    raise TrainingError(
-        f"training stopped at step {run.step + 1}: {told}; {good}. Take the pair out, or lower --learning_rate"
-    )

@@ -27,11 +27,12 @@ class ReferenceCache:
         self.directory = directory
         self.num_from_disk = 0
         self.num_computed = 0
-        self._memory: dict[tuple[int, int], Tensor] = {}
+        self._memory: dict[int, Tensor] = {}
+        self._epoch = 0
 
     def recall(self, pair_index: int, epoch: int) -> Tensor | None:
-        """What this process has seen already for a pair (and epoch: 0 unless pictures change with it)."""
-        return self._memory.get((pair_index, epoch))
+        """What this process has seen already for a pair in this epoch (0 unless pictures change with it)."""
+        return self._memory.get(pair_index) if epoch == self._epoch else None
 
     def load(self, pair_index: int, epoch: int, fingerprint: str, *, num_steps: int) -> Tensor | None:
         """Read the (N,) step log-probabilities of a pair from the disk; a damaged file is computed again, and said."""
@@ -59,7 +60,9 @@ class ReferenceCache:
         return self._remember(pair_index, epoch, step_logps.cpu())
 
     def _remember(self, pair_index: int, epoch: int, step_logps: Tensor) -> Tensor:
-        self._memory[pair_index, epoch] = step_logps
+        if epoch != self._epoch:  # epochs follow each other: what was seen in another one is not asked for again
+            self._memory, self._epoch = {}, epoch
+        self._memory[pair_index] = step_logps
         return step_logps
 
     def _path(self, fingerprint: str) -> Path:

@@ -2,61 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-import grape
-from grape.config.inputs import INPUTS_BEFORE
-from grape.config.train import TrainConfig, run_defining_settings
-from grape.errors import ConfigError, DatasetError
-from grape.models import OpenVLAPolicy, load_policy
+from grape.config.checks import run_defining_settings
+from grape.config.train import TrainConfig
+from grape.errors import DatasetError
+from grape.models import load_policy
 from grape.models.adapter import save_adapter
 from grape.models.folder import TRAINING_FILE
-from grape.optional import installed_versions
-from grape.trainer.checkpoint import CheckpointStore, write_directory
+from grape.trainer.checkpoint import write_directory
+from grape.trainer.continuation import (
+    Run,
+    describe_run,
+    make_optimizer,
+    open_checkpoints,
+    open_log,
+    read_state,
+    take_up,
+)
 from grape.trainer.distributed import Ranks
 from grape.trainer.examples import PairBuffer, PairSource, TrainingPlan, make_plan, survey_pairs
 from grape.trainer.gradient import StepScorer
 from grape.trainer.metrics import MetricsLogger
 from grape.trainer.prepare import PairPreparer
 from grape.trainer.reference import ReferenceCache
-from grape.trajectory import write_bytes_atomic
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow", "tensorflow-datasets")
 
 
 @dataclass(kw_only=True)
-class TrainingRun:
+class TrainingRun(Run):
     """Everything that an optimiser step touches."""
 
     config: TrainConfig
-    ranks: Ranks
-    policy: OpenVLAPolicy
-    base_hash: str
-    """Content hash of the checkpoint without the adapter."""
-    data_digest: str
-    """Of all pairs."""
     plan: TrainingPlan
     pairs: PairBuffer
     preparer: PairPreparer
     scorer: StepScorer
     reference: ReferenceCache
-    parameters: Mapping[str, Tensor]
-    """The adapter's, by name."""
-    optimizer: torch.optim.Optimizer
-    checkpoints: CheckpointStore
-    step: int = 0
-    """Optimiser steps done."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.plan.num_steps
 
 
 def open_pairs(config: TrainConfig) -> PairSource:
@@ -81,6 +75,7 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         PairingError: Chosen and rejected are the wrong way round.
         CheckpointError: ``unnorm_key`` is not in the checkpoint's statistics.
     """
+    checkpoints = open_checkpoints(config)
     if len(pairs) == 0:
         raise DatasetError(
             f"{config.chosen_traj_dir} and {config.rejected_traj_dir} hold no pairs; nothing to train on"
@@ -109,13 +104,8 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         scorer=StepScorer(policy, config),
         reference=ReferenceCache(config.reference_cache_dir or config.run_root_dir / "reference_cache"),
         parameters=parameters,
-        optimizer=torch.optim.AdamW(
-            parameters.values(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=ranks.device.type == "cuda",
-        ),
-        checkpoints=CheckpointStore(config.run_dir / "checkpoints", keep_last=config.keep_checkpoints),
+        optimizer=make_optimizer(config, parameters, ranks.device),
+        checkpoints=checkpoints,
     )
     resume(run)
     return run
@@ -123,23 +113,14 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
 
 def start_logger(run: TrainingRun) -> MetricsLogger:
     """Write run.json and open the metrics."""
-    config, plan = run.config, run.plan
-    description = describe(run)
-    write_bytes_atomic(config.run_dir / "run.json", json.dumps(description, indent=1).encode())
+    plan = run.plan
     num_trained = sum(value.numel() for value in run.parameters.values())
     _LOG.info(
         "TPO: %d pairs, %d steps (%d examples each), %.2f M adapter weights, %d process(es) on %s, into %s",
         plan.num_pairs, plan.num_steps, plan.examples_per_step, num_trained / 1e6, run.ranks.world_size,
-        run.ranks.device, config.run_dir,
+        run.ranks.device, run.config.run_dir,
     )  # fmt: skip
-    return MetricsLogger(
-        config.run_dir,
-        resume_step=run.step,
-        wandb_project=config.wandb_project,
-        wandb_entity=config.wandb_entity,
-        tensorboard=config.tensorboard,
-        config=description["config"],
-    )
+    return open_log(run, describe(run))
 
 
 def save(run: TrainingRun) -> None:
@@ -175,79 +156,37 @@ def export_adapter(run: TrainingRun, directory: Path) -> None:
 
 def describe(run: TrainingRun) -> dict[str, Any]:
     """Settings, versions and sizes of a run, as JSON values."""
-    config = {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(run.config).items()
-    }
-    versions = {"grape": grape.__version__, "python": platform.python_version(), **installed_versions(_PACKAGES)}
-    return {
-        "config": config,
-        "base_checkpoint_hash": run.base_hash,
-        "data_digest": run.data_digest,
+    details = {
         "num_pairs": run.plan.num_pairs,
         "num_steps": run.plan.num_steps,
         "examples_per_step": run.plan.examples_per_step,
         "num_processes": run.ranks.world_size,
         "device": str(run.ranks.device),
         "dtype": str(run.policy.dtype),
-        "versions": versions,
     }
+    return describe_run(run, details)
 
 
 def resume(run: TrainingRun) -> None:
-    """Take up the last good checkpoint of the run folder, where there is one.
+    """Take up the last good checkpoint of the run folder, where that is asked for and there is one.
 
     Raises:
-        ConfigError: There is one and ``resume`` is off, or it belongs to a run with other settings or data.
+        ConfigError: It belongs to a run with other settings or data.
     """
-    config = run.config
-    if not config.resume:
-        if steps := run.checkpoints.steps():
-            raise ConfigError(
-                f"{config.run_dir} holds a run of {steps[-1]} steps; continue it with --resume True, or choose another "
-                "--run_name"
-            )
+    state = read_state(run)
+    if state is None:
         return
-    checkpoint = run.checkpoints.load_latest()
-    if checkpoint is None:
-        _LOG.info("Nothing to resume in %s: starting at step 0", config.run_dir)
-        return
-    state = checkpoint.state
-    _check_same_run(run, state)
-    with torch.no_grad():
-        for name, value in run.parameters.items():
-            value.copy_(state["adapter"][name])
-    run.optimizer.load_state_dict(state["optimizer"])
+    stored_digest = state.get("data_digest", run.data_digest)  # the first checkpoints did not store it
+    take_up(
+        run,
+        state,
+        state["adapter"],
+        identity=_identity(run.base_hash, run.data_digest, run.plan.num_pairs, run.plan.examples_per_step),
+        stored_identity=_identity(state["base_hash"], stored_digest, state["num_pairs"], state["examples_per_step"]),
+    )
     torch.set_rng_state(state["torch_rng"])
     if run.ranks.device.type == "cuda" and state["cuda_rng"] is not None:
         torch.cuda.set_rng_state(state["cuda_rng"])
-    run.step = state["step"]
-    _LOG.info("Resuming %s at step %d of %d", config.run_dir, run.step, run.plan.num_steps)
-
-
-def _check_same_run(run: TrainingRun, state: dict[str, Any]) -> None:
-    wanted = run_defining_settings(run.config) | _identity(
-        run.base_hash, run.data_digest, run.plan.num_pairs, run.plan.examples_per_step
-    )
-    stored = (
-        INPUTS_BEFORE
-        | state["settings"]
-        | _identity(
-            state["base_hash"],
-            state.get("data_digest", run.data_digest),  # the first checkpoints did not store it
-            state["num_pairs"],
-            state["examples_per_step"],
-        )
-    )
-    odd = [
-        f"{name}: {stored.get(name)} then, {wanted.get(name)} now"
-        for name in sorted(wanted.keys() | stored.keys())
-        if stored.get(name) != wanted.get(name)
-    ]
-    if odd:
-        raise ConfigError(
-            f"{run.config.run_dir} was trained with other settings or data ({'; '.join(odd)}); repeat them, or choose "
-            "another --run_name"
-        )
 
 
 def _identity(base_hash: str, data_digest: str, num_pairs: int, examples_per_step: int) -> dict[str, Any]:

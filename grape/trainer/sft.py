@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from grape.config.sft import SFTConfig, check_sft_config
-from grape.errors import TrainingError
 from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content
+from grape.trainer.continuation import stop_if_any
 from grape.trainer.distributed import StopRequest, join_ranks, stop_on_interrupt
 from grape.trainer.kernels import training_attention
 from grape.trainer.schedule import learning_rate_at
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from grape.trainer.metrics import MetricsLogger
 
 _LOG = logging.getLogger(__name__)
+ADVICE = "Lower --learning_rate, or check the data"
 NUM_TARGETS = 8
 """Tokens that are learnt from each frame: 7 of the action, and the end token."""
 LOGGED = ("loss", "action_accuracy", "l1_loss")
@@ -64,8 +65,7 @@ def fine_tune(config: SFTConfig, episodes: EpisodeSource | None = None) -> Path:
         if ranks.first:
             stack.enter_context(lock_run_dir(config.run_dir))
         run = prepare_run(config, ranks, episodes)
-        if config.resume:
-            resume(run)
+        resume(run)
         logger = start_logger(run) if ranks.first else None
         if logger is not None:
             stack.callback(logger.close)
@@ -122,7 +122,8 @@ def train_step(run: SFTRun, frames: Sequence[Frame], images: Sequence[np.ndarray
     sums = backward_frames(run, frames, images)
     run.ranks.sum_gradients(list(run.parameters.values()))
     grad_norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), config.max_grad_norm or math.inf).item()
-    _stop_if_any(run, "" if math.isfinite(grad_norm) else f"the gradient is not finite, from {frames[0].source} on")
+    failure = "" if math.isfinite(grad_norm) else f"the gradient is not finite, from {frames[0].source} on"
+    stop_if_any(run, failure, advice=ADVICE)
     run.optimizer.step()
     return means(run, sums, run.frames_per_step) | {
         "grad_norm": grad_norm,
@@ -145,7 +146,7 @@ def backward_frames(run: SFTRun, frames: Sequence[Frame], images: Sequence[np.nd
         with training_attention(run.ranks.device):
             (loss / (run.frames_per_step * NUM_TARGETS)).backward()
         sums += parts
-    _stop_if_any(run, failure)
+    stop_if_any(run, failure, advice=ADVICE)
     return sums
 
 
@@ -216,15 +217,3 @@ def validate(run: SFTRun) -> dict[str, float]:
 def means(run: SFTRun, sums: Tensor, num_frames: int) -> dict[str, float]:
     """Sums of this process's frames to means over those of all processes."""
     return dict(zip(LOGGED, (run.ranks.sum_values(sums) / num_frames).tolist(), strict=True))
-
-
-def _stop_if_any(run: SFTRun, failure: str) -> None:
-    """Stop every process where one has failed, with the reason and where to go on."""
-    if not run.ranks.any_of(bool(failure)):
-        return
-    told = "; ".join(filter(None, run.ranks.gather_texts(failure)))
-    saved = run.checkpoints.steps()
-    good = f"the last good checkpoint, step {saved[-1]}, is kept" if saved else "no checkpoint was due before it"
-    raise TrainingError(
-        f"training stopped at step {run.step + 1}: {told}; {good}. Lower --learning_rate, or check the data"
-    )

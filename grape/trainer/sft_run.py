@@ -12,11 +12,10 @@ from torch import Tensor
 
 from grape.config.inputs import CROP_KEY
 from grape.config.sft import SFTConfig
-from grape.errors import ConfigError
 from grape.models import OpenVLAPolicy, load_policy, new_policy
 from grape.models.statistics import action_range
 from grape.rlds import EpisodeDataset
-from grape.trainer.checkpoint import CheckpointStore
+from grape.trainer.continuation import Run, make_optimizer, open_checkpoints
 from grape.trainer.sft_data import (
     Survey,
     choose_center_crop,
@@ -35,27 +34,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class SFTRun:
+class SFTRun(Run):
     """Everything that an optimiser step touches."""
 
     config: SFTConfig
-    ranks: Ranks
-    policy: OpenVLAPolicy
-    base_hash: str
-    """Content hash of the weights that the run starts from."""
-    survey: Survey
     new_statistics: dict[str, Any]
     """Action statistics that the run adds to the checkpoint's."""
     order: FrameOrder
     episodes: EpisodeBuffer
     validation: list[Frame]
     center_crop: bool
-    parameters: dict[str, Tensor]
-    """Weights that are trained, by name."""
-    optimizer: torch.optim.Optimizer
-    checkpoints: CheckpointStore
-    step: int = 0
-    """Optimiser steps done."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.max_steps
 
     @property
     def frames_per_step(self) -> int:
@@ -96,7 +89,7 @@ def prepare_run(config: SFTConfig, ranks: Ranks, episodes: EpisodeSource | None)
         ConfigError: The folder holds a run and ``resume`` is off.
         DatasetError: There is nothing to train on.
     """
-    _refuse_second_run(config)
+    checkpoints = open_checkpoints(config)
     episodes = open_episodes(config) if episodes is None else episodes
     survey = survey_episodes(episodes, config.image_resize)
     policy = make_policy(config, survey, ranks.device)
@@ -119,20 +112,15 @@ def prepare_run(config: SFTConfig, ranks: Ranks, episodes: EpisodeSource | None)
         ranks=ranks,
         policy=policy,
         base_hash=base_hash,
-        survey=survey,
+        data_digest=survey.digest,
         new_statistics=statistics,
         order=FrameOrder(lengths, seed=config.seed, buffer_frames=config.shuffle_buffer_size),
         episodes=EpisodeBuffer(episodes, lengths, label),
         validation=_validation(config, episodes, survey, held_out, label),
         center_crop=center_crop,
         parameters=parameters,
-        optimizer=torch.optim.AdamW(
-            parameters.values(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=ranks.device.type == "cuda",
-        ),
-        checkpoints=CheckpointStore(config.run_dir / "checkpoints", keep_last=config.keep_checkpoints),
+        optimizer=make_optimizer(config, parameters, ranks.device),
+        checkpoints=checkpoints,
     )
 
 
@@ -169,12 +157,3 @@ def _validation(
         lengths = survey_episodes(split).lengths
         return validation_frames(split, range(len(split)), lengths, label, config.val_frames)
     return validation_frames(episodes, held_out, survey.lengths, label, config.val_frames) if held_out else []
-
-
-def _refuse_second_run(config: SFTConfig) -> None:
-    steps = CheckpointStore(config.run_dir / "checkpoints").steps()
-    if steps and not config.resume:
-        raise ConfigError(
-            f"{config.run_dir} holds a run of {steps[-1]} steps; continue it with --resume True, or choose another "
-            "--run_name"
-        )

@@ -2,63 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import grape
-from grape.config.inputs import CROP_KEY, INPUTS_BEFORE
-from grape.config.sft import sft_run_settings
-from grape.errors import ConfigError
+from grape.config.checks import run_defining_settings
+from grape.config.inputs import CROP_KEY
 from grape.models import save_policy
 from grape.models.adapter import save_adapter
 from grape.models.folder import TRAINING_FILE
-from grape.optional import installed_versions
 from grape.rlds import write_statistics
 from grape.trainer.checkpoint import write_directory
+from grape.trainer.continuation import describe_run, open_log, read_state, take_up
 from grape.trainer.metrics import MetricsLogger
 from grape.trainer.sft_run import SFTRun
-from grape.trajectory import write_bytes_atomic
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow", "tensorflow-datasets")
 ADAPTER_FOLDER, CHECKPOINT_FOLDER = "adapter", "checkpoint"
 
 
 def start_logger(run: SFTRun) -> MetricsLogger:
     """Write run.json and open the metrics."""
-    config = run.config
-    description = describe(run)
-    write_bytes_atomic(config.run_dir / "run.json", json.dumps(description, indent=1).encode())
     _LOG.info(
         "SFT: %d frames of %d episodes to train on, %d to validate on, %d steps (%d frames each), %.2f M weights, %s, "
-        "into %s", run.order.frames_per_epoch, len(run.order.lengths), len(run.validation), config.max_steps,
+        "into %s", run.order.frames_per_epoch, len(run.order.lengths), len(run.validation), run.num_steps,
         run.frames_per_step, sum(value.numel() for value in run.parameters.values()) / 1e6, run.ranks.device,
-        config.run_dir,
+        run.config.run_dir,
     )  # fmt: skip
-    return MetricsLogger(
-        config.run_dir,
-        resume_step=run.step,
-        wandb_project=config.wandb_project,
-        wandb_entity=config.wandb_entity,
-        tensorboard=config.tensorboard,
-        config=description["config"],
-    )
+    return open_log(run, describe(run))
 
 
 def describe(run: SFTRun) -> dict[str, Any]:
     """Settings, versions and sizes of a run, as JSON values."""
-    versions = {"grape": grape.__version__, "python": platform.python_version(), **installed_versions(_PACKAGES)}
-    settings = dataclasses.asdict(run.config)
-    return {
-        "config": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
-        "base_checkpoint_hash": run.base_hash,
-        "data_digest": run.survey.digest,
+    details = {
         "num_episodes": len(run.order.lengths),
         "num_frames": run.order.frames_per_epoch,
         "frames_per_step": run.frames_per_step,
@@ -66,8 +43,8 @@ def describe(run: SFTRun) -> dict[str, Any]:
         CROP_KEY: run.policy.source_config[CROP_KEY],
         "device": str(run.ranks.device),
         "autocast_dtype": str(run.autocast_dtype),
-        "versions": versions,
     }
+    return describe_run(run, details)
 
 
 def save(run: SFTRun) -> None:
@@ -78,7 +55,7 @@ def save(run: SFTRun) -> None:
         "weights": {name: value.detach().cpu() for name, value in run.parameters.items()},
         "optimizer": run.optimizer.state_dict(),
         "step": run.step,  # learning rate, data position, augmentation, noise and dropout are functions of it
-        "settings": sft_run_settings(run.config),
+        "settings": run_defining_settings(run.config),
         "identity": _identity(run),
     }
     run.checkpoints.save(run.step, state, export=lambda folder: _export_intermediate(run, folder))
@@ -118,43 +95,19 @@ def export_result(run: SFTRun) -> Path:
 
 
 def resume(run: SFTRun) -> None:
-    """Take up the last good checkpoint of the run folder, where there is one.
+    """Take up the last good checkpoint of the run folder, where that is asked for and there is one.
 
     Raises:
         ConfigError: It belongs to a run with other settings or data.
     """
-    checkpoint = run.checkpoints.load_latest()
-    if checkpoint is None:
-        _LOG.info("Nothing to resume in %s: starting at step 0", run.config.run_dir)
-        return
-    state = checkpoint.state
-    _check_same_run(run, state)
-    with torch.no_grad():
-        for name, value in run.parameters.items():
-            value.copy_(state["weights"][name])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step = state["step"]
-    _LOG.info("Resuming %s at step %d of %d", run.config.run_dir, run.step, run.config.max_steps)
+    state = read_state(run)
+    if state is not None:
+        take_up(run, state, state["weights"], identity=_identity(run), stored_identity=state["identity"])
 
 
 def _identity(run: SFTRun) -> dict[str, Any]:
     return {
         "content hash of the weights at the start": run.base_hash,
-        "digest of the data set": run.survey.digest,
+        "digest of the data set": run.data_digest,
         "batch_size x grad_accumulation_steps x processes": run.frames_per_step,
     }
-
-
-def _check_same_run(run: SFTRun, state: dict[str, Any]) -> None:
-    wanted = sft_run_settings(run.config) | _identity(run)
-    stored = INPUTS_BEFORE | state["settings"] | state["identity"]
-    odd = [
-        f"{name}: {stored.get(name)} then, {wanted.get(name)} now"
-        for name in sorted(wanted.keys() | stored.keys())
-        if stored.get(name) != wanted.get(name)
-    ]
-    if odd:
-        raise ConfigError(
-            f"{run.config.run_dir} was trained with other settings ({'; '.join(odd)}); repeat them, or choose another "
-            "--run_name"
-        )

@@ -57,7 +57,8 @@ def test_evaluating_with_the_published_command(
     own = ["--task_ids", "0", "--max_steps", "3", "--render_profile", "fast", "--camera_size", "64"]
     own += ["--videos", "all", "--num_workers", "1", "--device", "cpu"]
     assert main(["eval", *published, *own]) == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "the official states are for testing only" in said
     [run_dir] = tmp_path.glob("EVAL-libero_spatial-openvla-*--a_note")
     # 0 of 2 at 95 %: the upper bound is z² / (2 + z²) = 3.8415 / 5.8415 = 65.8 %.
     assert "0/2" in shown and "[0.0, 65.8]" in shown

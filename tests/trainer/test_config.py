@@ -10,12 +10,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import grape
 from grape.cli.arguments import parse_config
+from grape.config.checks import RANGES
+from grape.config.sft import SFTConfig
 from grape.config.train import TrainConfig, check_train_config
 from grape.errors import ConfigError
 from grape.models import OpenVLAPolicy, load_policy
@@ -95,7 +97,9 @@ def test_every_field_is_documented() -> None:
         ({"use_lora": False}, "the same model with the adapter off"),
         ({"use_quantization": True}, "4-bit"),
         ({"batch_size": 0}, "batch_size=0: want at least 1"),
-        ({"max_steps": 0}, "max_steps=0: want at least 1"),
+        ({"max_steps": 0}, "max_steps=0: want at least 1, or None"),
+        ({"dtype": "float16"}, "dtype='float16': want auto, float32 or bfloat16"),
+        ({"objective": "windows"}, "objective='windows': want trajectory or window"),
         ({"beta": 0.0}, "beta=0.0: want more than 0"),
         ({"beta": float("nan")}, "beta=nan"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
@@ -117,6 +121,14 @@ def test_every_field_is_documented() -> None:
 def test_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_train_config(dataclasses.replace(published(), **changes))
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SFTConfig])
+def test_every_number_has_a_range(kind: type) -> None:
+    numbers = {name for name, hint in get_type_hints(kind).items() if {int, float} & {hint, *get_args(hint)}}
+    checked = [name for _, _, names in RANGES for name in names]
+    assert numbers - set(checked) == set()
+    assert len(checked) == len(set(checked))
 
 
 def run_finetune(repository: Path, launcher: list[str], **changes: object) -> subprocess.CompletedProcess[str]:

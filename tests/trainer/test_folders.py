@@ -81,8 +81,16 @@ sys.exit(10 + ("torch" in sys.modules))
     "command",
     ["train --vla_path x --chosen_traj_dir x --rejected_traj_dir x", "sft --vla_path x --data_root_dir x"],
 )
-def test_wrong_flags_are_told_before_torch_is_loaded(command: str) -> None:
-    words = [*command.split(), "--dataset_name", "x", "--batch_size", "0"]
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--batch_size 0", "batch_size=0: want at least 1"),
+        ("--dtype float8", "invalid choice 'float8'"),
+        ("--attn_implementation slow", "invalid choice 'slow'"),
+    ],
+)
+def test_wrong_flags_are_told_before_torch_is_loaded(command: str, flag: str, told: str) -> None:
+    words = [*command.split(), "--dataset_name", "x", *flag.split()]
     done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, check=False)
-    assert "batch_size=0: want at least 1" in done.stderr
+    assert told in done.stderr
     assert done.returncode == 10, done.stderr

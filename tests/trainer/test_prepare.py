@@ -208,6 +208,15 @@ def test_reference_survives_on_the_disk_and_damage_is_said(tmp_path: Path, caplo
     assert "is damaged" in caplog.text
 
 
+def test_the_reference_of_one_epoch_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    cache = ReferenceCache(tmp_path)
+    for pair_index, epoch in ((0, 0), (1, 0), (0, 1)):  # pictures that change with the epoch have other fingerprints
+        cache.store(pair_index, epoch, f"ab{pair_index}{epoch}", torch.tensor([float(10 * pair_index + epoch)]))
+    assert cache.recall(0, 1) == 1 and cache.recall(0, 0) is None and cache.recall(1, 0) is None
+    assert cache.recall(1, 1) is None  # never an earlier epoch's
+    assert cache.load(1, 0, "ab10", num_steps=1) == 10
+
+
 def test_runs_share_the_reference(checkpoint: Path, first_action_id: int, tmp_path: Path) -> None:
     pairs = tiny.make_pairs([(3, 4), (4, 3)], first_action_id)
     config = tiny.tiny_config(checkpoint, tmp_path)

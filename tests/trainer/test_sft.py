@@ -343,8 +343,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(demos: Pa
 def test_validation_is_on_states_that_were_not_trained_on(demos: Path, tmp_path: Path) -> None:
     config = new_weights(demos, tmp_path, val_fraction=0.3, val_steps=2, max_steps=3, image_aug=True)
     run = prepared(config)
-    trained = {run.survey.states[episode] for episode in run.order.lengths}
-    held_out = {state for state in run.survey.states if state not in trained}
+    states = survey_episodes(EpisodeDataset(demos, NAME)).states
+    held_out = set(states) - {states[episode] for episode in run.order.lengths}
     assert len(held_out) == 2
     assert len(run.validation) == NUM_STEPS * len(held_out)
     assert all(frame.augmentation is None for frame in run.validation)
@@ -467,11 +467,12 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         ({"preset": "nano", "val_fraction": 0.1, "val_split": "val"}, "give one of them"),
         ({"preset": "nano", "image_aug": True, "center_crop": True}, "leave one out"),
         ({"preset": "nano", "dtype": "float8"}, "want auto, float32 or bfloat16"),
+        ({"preset": "nano", "attn_implementation": "slow"}, "want sdpa, eager or flash_attention_2"),
         ({"preset": "nano", "learning_rate": 0.0}, "want more than 0"),
         ({"preset": "nano", "learning_rate": float("inf")}, "want more than 0, and finite"),
         ({"preset": "nano", "weight_decay": float("nan")}, "weight_decay=nan: want 0 or more"),
         ({"preset": "nano", "run_name": ".."}, "want the name of one folder"),
-        ({"vla_path": "here", "lora_alpha": 0}, "lora_alpha=0: want at least 1"),
+        ({"vla_path": "here", "lora_alpha": 0}, "lora_alpha=0: want at least 1, or None"),
         ({"vla_path": "here", "run_root_dir": Path("x"), "adapter_tmp_dir": Path("x")}, "one would replace the other"),
     ],
 )

@@ -1,0 +1,170 @@
+"""How a run of either trainer is described, goes on where it left off, and stops in all of its processes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import grape
+from grape.config.checks import run_defining_settings
+from grape.config.inputs import INPUTS_BEFORE
+from grape.config.sft import SFTConfig
+from grape.config.train import TrainConfig
+from grape.errors import ConfigError, TrainingError
+from grape.models import OpenVLAPolicy
+from grape.optional import installed_versions
+from grape.trainer.checkpoint import CheckpointStore
+from grape.trainer.distributed import Ranks
+from grape.trainer.metrics import MetricsLogger
+from grape.trajectory import write_bytes_atomic
+
+_LOG = logging.getLogger(__name__)
+_PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow", "tensorflow-datasets")
+
+
+@dataclass(kw_only=True)
+class Run(ABC):
+    """What an optimiser step of either trainer touches."""
+
+    config: TrainConfig | SFTConfig
+    ranks: Ranks
+    policy: OpenVLAPolicy
+    base_hash: str
+    """Content hash of the weights that the run starts from, without the adapter."""
+    data_digest: str
+    """Of everything that is trained on."""
+    parameters: Mapping[str, Tensor]
+    """Weights that are trained, by name."""
+    optimizer: torch.optim.Optimizer
+    checkpoints: CheckpointStore
+    step: int = 0
+    """Optimiser steps done."""
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+
+
+def open_checkpoints(config: TrainConfig | SFTConfig) -> CheckpointStore:
+    """The checkpoints of the run folder.
+
+    Raises:
+        ConfigError: There are some, and ``resume`` is off.
+    """
+    checkpoints = CheckpointStore(config.run_dir / "checkpoints", keep_last=config.keep_checkpoints)
+    if (steps := checkpoints.steps()) and not config.resume:
+        raise ConfigError(
+            f"{config.run_dir} holds a run of {steps[-1]} steps; continue it with --resume True, or choose another "
+            "--run_name"
+        )
+    return checkpoints
+
+
+def make_optimizer(
+    config: TrainConfig | SFTConfig, parameters: Mapping[str, Tensor], device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW; the learning rate is set before each step."""
+    return torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
+    )
+
+
+def describe_run(run: Run, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, versions and sizes of a run, as JSON values; ``details`` are the trainer's own."""
+    settings = dataclasses.asdict(run.config)
+    return {
+        "config": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
+        "base_checkpoint_hash": run.base_hash,
+        "data_digest": run.data_digest,
+        **details,
+        "versions": {"grape": grape.__version__, "python": platform.python_version(), **installed_versions(_PACKAGES)},
+    }
+
+
+def open_log(run: Run, description: Mapping[str, Any]) -> MetricsLogger:
+    """Write run.json and open the metrics."""
+    config = run.config
+    write_bytes_atomic(config.run_dir / "run.json", json.dumps(description, indent=1).encode())
+    return MetricsLogger(
+        config.run_dir,
+        resume_step=run.step,
+        wandb_project=config.wandb_project,
+        wandb_entity=config.wandb_entity,
+        tensorboard=config.tensorboard,
+        config=description["config"],
+    )
+
+
+def read_state(run: Run) -> dict[str, Any] | None:
+    """State of the last good checkpoint, where the run is to be resumed and there is one."""
+    if not run.config.resume:
+        return None
+    if (checkpoint := run.checkpoints.load_latest()) is None:
+        _LOG.info("Nothing to resume in %s: starting at step 0", run.config.run_dir)
+        return None
+    return checkpoint.state
+
+
+def take_up(
+    run: Run,
+    state: dict[str, Any],
+    weights: dict[str, Tensor],
+    *,
+    identity: dict[str, Any],
+    stored_identity: dict[str, Any],
+) -> None:
+    """Go on from a checkpoint: weights, optimiser and step.
+
+    Args:
+        run: The run, at its start.
+        state: What the checkpoint holds.
+        weights: Those in it, by the names of ``run.parameters``.
+        identity: What makes the run this run beside its settings, in words.
+        stored_identity: The same of the run that wrote the checkpoint.
+
+    Raises:
+        ConfigError: It belongs to a run with other settings or data.
+    """
+    wanted = run_defining_settings(run.config) | identity
+    stored = INPUTS_BEFORE | state["settings"] | stored_identity
+    odd = [
+        f"{name}: {stored.get(name)} then, {wanted.get(name)} now"
+        for name in sorted(wanted.keys() | stored.keys())
+        if stored.get(name) != wanted.get(name)
+    ]
+    if odd:
+        raise ConfigError(
+            f"{run.config.run_dir} was trained with other settings or data ({'; '.join(odd)}); repeat them, or choose "
+            "another --run_name"
+        )
+    with torch.no_grad():
+        for name, value in run.parameters.items():
+            value.copy_(weights[name])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step = state["step"]
+    _LOG.info("Resuming %s at step %d of %d", run.config.run_dir, run.step, run.num_steps)
+
+
+def stop_if_any(run: Run, failure: str, *, advice: str) -> None:
+    """Stop every process where one has failed, with the reason and where to go on.
+
+    Raises:
+        TrainingError: ``failure`` is not empty in some process.
+    """
+    if not run.ranks.any_of(bool(failure)):
+        return
+    told = "; ".join(filter(None, run.ranks.gather_texts(failure)))
+    saved = run.checkpoints.steps()
+    good = f"the last good checkpoint, step {saved[-1]}, is kept" if saved else "no checkpoint was due before it"
+    raise TrainingError(f"training stopped at step {run.step + 1}: {told}; {good}. {advice}")
