@@ -28,11 +28,9 @@ from tqdm import tqdm
 from grape.config.inputs import CROP_KEY
 from grape.envs.protocol import InitStateId
 from grape.envs.rotations import matrix_from_quaternion
-from grape.envs.suites import suite_task
 from grape.errors import ConfigError
 from grape.models import load_policy, new_policy, save_policy
 from grape.models.policy import OpenVLAPolicy
-from grape.rollouts.scripted import experts_of
 from grape.trainer.kernels import training_attention
 from grape.trajectory import ACTION_DIM, Trajectory, load_trajectory
 
@@ -106,24 +104,12 @@ def read_frames(run_dirs: tuple[Path, ...]) -> Frames:
     return Frames(
         suite=suites[0],
         images=np.concatenate([trajectory.images for trajectory in trajectories]),
-        labels=np.concatenate([expert_labels(trajectory) for trajectory in trajectories]),
+        labels=np.concatenate([trajectory.policy_actions for trajectory in trajectories]),
         facts=np.concatenate([regressed_facts(trajectory) for trajectory in trajectories]).astype(np.float32),
         instructions=[trajectory.info.instruction for trajectory in trajectories],
         episode=np.repeat(np.arange(len(lengths)), lengths),
         state=np.repeat([InitStateId.parse(one.info.init_state_id).index for one in trajectories], lengths),
     )
-
-
-def expert_labels(trajectory: Trajectory) -> np.ndarray:
-    """(T, 7) what the expert does, asked anew: it is a function of the facts, so it can be mended after collecting."""
-    experts = experts_of(trajectory.info.suite)
-    expert = experts.make(suite_task(trajectory.info.suite, trajectory.info.task_id))
-    rows = [
-        {name: values[step] for name, values in trajectory.facts.items()} for step in range(trajectory.info.num_steps)
-    ]
-    labels = np.stack([expert.act(row) for row in rows])
-    labels[:, 6] = [experts.policy_gripper(value) for value in labels[:, 6]]
-    return labels
 
 
 def regressed_facts(trajectory: Trajectory, num_objects: int = 4) -> np.ndarray:

@@ -75,7 +75,9 @@ def _make_expert(config: ExpertsConfig, tasks: list[TaskSpec]) -> ScriptedDemons
         burst_probability=config.burst_probability,
         start_burst_probability=config.start_burst_probability,
     )
-    expert = ScriptedDemonstrator(image_size=config.image_size, noise=noise, image_resize=config.image_resize)
+    expert = ScriptedDemonstrator(
+        image_size=config.image_size, noise=noise, image_resize=config.image_resize, careless_m=config.careless_m
+    )
     for task in tasks:  # refuses a task without an expert before a simulator is started
         expert.expert(task)
     return expert

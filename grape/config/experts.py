@@ -42,6 +42,9 @@ class ExpertsConfig:
     """Chance per step that 2 to 8 random steps begin (1 or 2 in SIMPLER, 5 Hz); labels stay the expert's."""
     start_burst_probability: float = 0.0
     """Chance that an episode begins with 3 to 24 random steps (1 to 6 in SIMPLER)."""
+    careless_m: float = 0.0
+    """Above 0 a careless demonstrator: closes the fingers so many metres beside the grasp, carries what is or is not in
+    them, and lets go at the target; for data of mixed quality, as people's are."""
     student: str | None = None
     """Checkpoint that drives while the expert labels (DAgger); None lets the expert drive."""
     temperature: float = 0.0
@@ -65,6 +68,8 @@ class ExpertsConfig:
             raise ConfigError(f"image_size is {self.image_size}; it must be at least 1")
         if not 0 <= self.jitter < float("inf"):
             raise ConfigError(f"jitter is {self.jitter}; it must be finite, and 0 or more")
+        if not 0 <= self.careless_m <= 0.1:
+            raise ConfigError(f"careless_m is {self.careless_m}; it must lie between 0 and 0.1 m")
         for name in ("burst_probability", "start_burst_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in [0, 1]")

@@ -8,7 +8,7 @@ step at rest. Frames: world, metres; z up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class Grasp:
     """How far below the grasp to aim while the fingers close: flat things are pressed down."""
     held_opening_m: float = 0.015
     """Finger opening below which the object counts as held where a finger touches it; pads alone miss bowl rims."""
+    careless_m: float = 0.0
+    """Above 0 a careless demonstrator: aims so far beside the grasp, along +y, and takes closed fingers for a grasp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,8 @@ def next_motion(scene: Scene, grasp: Grasp, place: Place) -> tuple[np.ndarray, b
     Returns:
         Where to move from here, (3,) m; whether to close the fingers; whether to turn as well.
     """
+    if grasp.careless_m > 0.0:
+        scene = _as_the_careless_see_it(scene, grasp)
     if _is_held(scene, grasp):
         return (*_carry(scene, place), False)
     if _is_placed(scene, place):
@@ -115,6 +119,14 @@ def quantise(deflection: np.ndarray) -> np.ndarray:
     magnitude = np.minimum(np.abs(deflection), 1.0)
     nearest = np.abs(magnitude[:, None] - SPEED_LEVELS[None, :]).argmin(axis=1)
     return np.sign(deflection) * SPEED_LEVELS[nearest]
+
+
+def _as_the_careless_see_it(scene: Scene, grasp: Grasp) -> Scene:
+    """What is there for someone who looks neither where the fingers close nor at what they hold."""
+    grip = scene.grip + [0.0, grasp.careless_m, 0.0]
+    if scene.opening_m < grasp.held_opening_m:
+        return replace(scene, grip=grip, item=scene.hand + (scene.item - scene.grip), grasped=True)
+    return replace(scene, grip=grip, grasped=False, touched=False)
 
 
 def _is_held(scene: Scene, grasp: Grasp) -> bool:

@@ -54,7 +54,8 @@ class Expert(Protocol):
 class Experts:
     """A simulator's scripted experts, and how much their demonstrations may be disturbed."""
 
-    make: Callable[[TaskSpec], Expert]
+    make: Callable[..., Expert]
+    """From a task; ``careless_m`` makes it a careless one, see ``grape.envs.pick_and_place.Grasp``."""
     policy_gripper: Callable[[float], float]
     """The simulator's gripper as the policy's: 1 open, 0 closed."""
     full_deflection: float
@@ -91,19 +92,30 @@ class ScriptedDemonstrator:
         image_size: Side of the recorded pictures, pixels.
         noise: How what is executed differs from the recorded label.
         image_resize: How they come to that size.
+        careless_m: How far beside the grasp a careless expert closes the fingers, metres; 0 for a careful one.
     """
 
     name = "scripted"
     checkpoint_hash = "scripted"
 
     def __init__(
-        self, *, image_size: int, noise: DemonstrationNoise | None = None, image_resize: ImageResize = "lanczos"
+        self,
+        *,
+        image_size: int,
+        noise: DemonstrationNoise | None = None,
+        image_resize: ImageResize = "lanczos",
+        careless_m: float = 0.0,
     ) -> None:
-        self._image_size, self._image_resize = image_size, image_resize
+        self._image_size, self._image_resize, self._careless_m = image_size, image_resize, careless_m
         self._noise = noise or DemonstrationNoise()
         self._experts: dict[tuple[str, int], Expert] = {}
         self._disturbances: dict[str, _Disturbance] = {}
-        self.settings: dict[str, Any] = {"image_size": image_size, "image_resize": image_resize, **vars(self._noise)}
+        self.settings: dict[str, Any] = {
+            "image_size": image_size,
+            "image_resize": image_resize,
+            "careless_m": careless_m,
+            **vars(self._noise),
+        }
 
     def image_fn(self) -> Callable[[np.ndarray], np.ndarray]:
         return functools.partial(prepare_image, size=self._image_size, resize=self._image_resize)
@@ -119,7 +131,7 @@ class ScriptedDemonstrator:
         """
         key = (task.suite, task.task_id)
         if key not in self._experts:
-            self._experts[key] = experts_of(task.suite).make(task)
+            self._experts[key] = experts_of(task.suite).make(task, careless_m=self._careless_m)
         return self._experts[key]
 
     def label(self, request: DecisionRequest) -> np.ndarray:

@@ -72,17 +72,29 @@ def test_releases_above_the_target(task):
     assert PickAndPlaceExpert(task).act(held)[6] == -1.0
 
 
+def test_a_careless_one_misses_and_carries_nothing(task):
+    careful, careless = PickAndPlaceExpert(task), PickAndPlaceExpert(task, careless_m=0.05)
+    beside_rim = facts_of(task, hand=(0.0, 0.102, 0.935), bowl=(0, 0, 0.9), plate=(0.3, 0, 0.9))
+    assert careful.act(beside_rim)[6] == -1.0 and careless.act(beside_rim)[6] == 1.0
+    empty = facts_of(task, hand=(0.0, 0.102, 0.935), bowl=(0, 0, 0.9), plate=(0.3, 0, 0.9), opening=0.003)
+    assert careful.act(empty)[6] == -1.0, "it holds nothing, so it opens and goes to the rim"
+    assert careless.act(empty)[2] > 0 and careless.act(empty)[6] == 1.0, "it takes closed fingers for a grasp"
+    at_target = facts_of(task, hand=(0.3, 0.052, 0.935), bowl=(0, 0, 0.9), plate=(0.3, 0, 0.9), opening=0.003)
+    assert careless.act(at_target)[6] == -1.0
+
+
 def test_other_goals_are_refused():
     with pytest.raises(ConfigError, match="scripted expert"):
         PickAndPlaceExpert(libero_task("libero_goal", 7))  # turn on the stove
 
 
-def test_solves_a_real_task():
-    env = make_libero_env(*BOWL_TO_PLATE)
+def test_solves_a_real_task_unless_it_is_careless():
+    env, solved = make_libero_env(*BOWL_TO_PLATE), {}
     try:
-        env.reset(InitStateId("train", 0), render=False)
-        expert = PickAndPlaceExpert(env.task)
-        solved = any(env.step(expert.act(env.facts()), render=False).success for _ in range(150))
+        for careless_m in (0.0, 0.05):
+            env.reset(InitStateId("train", 0), render=False)
+            expert = PickAndPlaceExpert(env.task, careless_m=careless_m)
+            solved[careless_m] = any(env.step(expert.act(env.facts()), render=False).success for _ in range(150))
     finally:
         env.close()
-    assert solved
+    assert solved == {0.0: True, 0.05: False}

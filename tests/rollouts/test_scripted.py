@@ -71,6 +71,7 @@ def test_label_is_recorded_beside_what_was_done():
         ({"measure_only": True, "student": "somewhere"}, "grape eval"),
         ({"jitter": float("nan")}, "jitter is nan"),
         ({"jitter": -1.0}, "jitter is -1.0"),
+        ({"careless_m": -0.01}, "careless_m is -0.01"),
         ({"burst_probability": 2.0}, "burst_probability is 2.0"),
         ({"start_burst_probability": float("nan")}, "start_burst_probability is nan"),
         ({"image_size": 0}, "image_size is 0"),

@@ -5,6 +5,8 @@ The rules are those of ``grape.envs.pick_and_place``; here is where LIBERO's obj
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from grape.envs.pick_and_place import Grasp, Place, Scene, next_motion, pick_and_place_goal, quantise
@@ -57,16 +59,17 @@ class PickAndPlaceExpert:
 
     Args:
         task: A task whose first goal predicate is ``on`` or ``in`` with two arguments.
+        careless_m: See ``Grasp``; 0 for a careful one.
 
     Raises:
         ConfigError: The goal is not a pick-and-place goal.
     """
 
-    def __init__(self, task: TaskSpec) -> None:
+    def __init__(self, task: TaskSpec, *, careless_m: float = 0.0) -> None:
         self.object_name, self.target_name = pick_and_place_goal(task)
         self._object = task.keypoint_names.index(self.object_name)
         self._target = task.keypoint_names.index(self.target_name)
-        self.grasp = GRASPS.get(category(self.object_name), DEFAULT_GRASP)
+        self.grasp = replace(GRASPS.get(category(self.object_name), DEFAULT_GRASP), careless_m=careless_m)
         self.place = PLACES.get(category(self.target_name), Place(offset_m=(0.0, 0.0, 0.03)))
 
     def act(self, facts: dict[str, np.ndarray]) -> np.ndarray:

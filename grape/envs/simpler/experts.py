@@ -6,7 +6,7 @@ are turned across them. Positions and angles: world frame, z up, m and rad.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,13 +69,15 @@ class BridgeExpert:
 
     Args:
         task: One of the suite ``simpler_bridge``.
+        careless_m: See ``Grasp``; 0 for a careful one.
     """
 
-    def __init__(self, task: TaskSpec) -> None:
+    def __init__(self, task: TaskSpec, *, careless_m: float = 0.0) -> None:
         self.object_name, self.target_name = pick_and_place_goal(task)
         self._object = task.keypoint_names.index(self.object_name)
         self._target = task.keypoint_names.index(self.target_name)
-        self.shape = SHAPES[self.object_name]
+        shape = SHAPES[self.object_name]
+        self.shape = replace(shape, grasp=replace(shape.grasp, careless_m=careless_m))
 
     def act(self, facts: dict[str, np.ndarray]) -> np.ndarray:
         """Return the action (7,) float32 in the simulator's convention (gripper +1 open, −1 close)."""
