@@ -175,7 +175,7 @@ def test_kills_lose_nothing_that_was_finished(tmp_path: Path) -> None:
         assert len(stored) <= len(finished) + 1  # one may have been stored but not announced
         finished = stored
     assert num_interrupted_writes > 0, "no kill fell into a write: the test has lost its bite"
-    for got in stored.values():
+    for got in map(store.load, stored):
         wanted = make_trajectory(int(got.info.init_state_id.removeprefix("rollout/")), num_steps=20, side=64)
         np.testing.assert_array_equal(got.images, wanted.images)
     with RunWriter(tmp_path, settings={"seed": 0}, resume=True):
