@@ -54,7 +54,7 @@ def test_a_draft_never_touches_test_states(tmp_path: Path) -> None:
         ({"supervised_arm": True, "sft": {"lorank": 4}}, r"stage train-supervised \(grape sft\): .*--lorank"),
         ({"tasks": {"libero_objekt": [0]}}, "tasks: unknown suite 'libero_objekt'"),
         ({"tasks": {"libero_object": [0, 10]}}, "tasks: got task 10 of libero_object"),
-        ({"test_states": {"split": "official", "num_per_task": 51}}, "num_trials_per_task is 51"),
+        ({"test_states": {"split": "official", "num_per_task": 51}}, "but it has 50 official states"),
     ],
 )
 def test_what_a_late_stage_would_refuse_is_told_before_the_first_look(

@@ -69,7 +69,7 @@ def test_the_demo_stops_continues_and_reports(plan: Path, tmp_path: Path, capfd:
 
     with pytest.raises(KeyboardInterrupt):
         run_demo(config, stop_before_training, check_command)
-    assert ran == ["eval", "collect", "score", "pair", "train"]
+    assert ran == ["eval", "collect", "score", "pair", "pair", "train"]  # cut, and whole for the supervised arm
     capfd.readouterr()
 
     flags = ["--plan", str(plan), "--run_dir", str(tmp_path / "run"), "--num_workers", "1", "--device", "cpu"]
