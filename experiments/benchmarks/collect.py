@@ -121,7 +121,7 @@ def measure_plain(collect: CollectConfig) -> float:
 def measure_batched(collect: CollectConfig) -> float:
     """The shipped collector; the time includes ending its simulators."""
     policy = Clocked(session.open_policy(collect), collect.num_workers)
-    session.run(collect, "benchmark", make_policy=lambda: policy)
+    session.run(collect, "benchmark", make_policy=lambda jobs: policy)
     return policy.actions_per_s()
 
 

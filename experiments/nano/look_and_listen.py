@@ -117,7 +117,7 @@ def main(config: LookAndListen) -> None:
         episodes = session.run(
             dataclasses.replace(evaluation, run_dir=config.run_dir / arm),
             "look_and_listen",
-            make_policy=lambda arm=arm, change=change: Ablated(open_once(), arm, change),
+            make_policy=lambda jobs, arm=arm, change=change: Ablated(open_once(), arm, change),
         )
         rate = success_rate(states_from_episodes(episodes))
         lines.append(f"| {arm} | {rate.successes:g}/{rate.trials} | {rate.low:.0%} to {rate.high:.0%} |")

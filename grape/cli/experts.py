@@ -14,6 +14,7 @@ from grape.trajectory import EpisodeInfo
 
 if TYPE_CHECKING:
     from grape.envs.protocol import TaskSpec
+    from grape.rollouts.jobs import RolloutJob
     from grape.rollouts.policy import Policy
     from grape.rollouts.scripted import ScriptedDemonstrator
 
@@ -34,9 +35,9 @@ def demonstrate(config: ExpertsConfig) -> list[EpisodeInfo]:
     from grape.rollouts.scripted import CorrectedStudent
 
     like = _as_evaluation(config) if config.measure_only else _as_collection(config)
-    expert = _make_expert(config, [job.task for job in session.plan_jobs(like)])
 
-    def make_policy() -> Policy:
+    def make_policy(jobs: list[RolloutJob]) -> Policy:
+        expert = _make_expert(config, [job.task for job in jobs])
         return expert if config.student is None else CorrectedStudent(session.open_policy(like), expert)
 
     return session.run(like, "experts", details=("policy", "num_workers"), make_policy=make_policy)

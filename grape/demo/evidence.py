@@ -11,6 +11,7 @@ from typing import Any
 from grape.demo.pipeline import Layout
 from grape.demo.result import first_changed_state
 from grape.rollouts.store import RolloutStore
+from grape.rollouts.video import video_path
 from grape.trajectory import Trajectory
 
 
@@ -89,7 +90,7 @@ def example_videos(layout: Layout, result: Mapping[str, Any]) -> list[Video]:
     for arm in result["arms"]:
         store = RolloutStore(layout.evaluation(arm, suite))
         info = next(info for info in store.infos() if (info.task_id, info.init_state_id) == (task_id, state))
-        path = store.run_dir / "videos" / f"{info.episode_id}--{info.status}.mp4"
+        path = video_path(store.run_dir / "videos", info)
         if path.is_file():
             videos.append(Video(arm=arm, suite=suite, task_id=task_id, state=state, status=info.status, path=path))
     return videos

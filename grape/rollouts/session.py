@@ -33,7 +33,7 @@ def run(
     kind: str,
     *,
     details: Sequence[str] = (),
-    make_policy: Callable[[], Policy] | None = None,
+    make_policy: Callable[[list[RolloutJob]], Policy] | None = None,
     num_attempts: int = 1,
     on_episode: Callable[[Trajectory], None] | None = None,
 ) -> list[EpisodeInfo]:
@@ -43,7 +43,8 @@ def run(
         config: What to run, and where to.
         kind: What the run is for; a folder is continued by the same kind alone.
         details: Settings to keep in run.json although they change no result; ``policy`` stands for the policy's name.
-        make_policy: Opens what acts, once nothing else can be refused; ``None`` opens the checkpoint of ``config``.
+        make_policy: Opens what acts in these jobs, once nothing else can be refused; ``None`` opens the checkpoint of
+            ``config``.
         num_attempts, on_episode: As in ``run_session``.
 
     Returns:
@@ -58,7 +59,7 @@ def run(
     if not config.resume and (config.run_dir / "run.json").exists():
         raise RecordError(f"{config.run_dir} already holds a run; continue it with --resume, or choose another folder")
     versions = library_versions(config.task_suite_name, config.simpler_python)  # before a large checkpoint
-    policy = open_policy(config) if make_policy is None else make_policy()
+    policy = open_policy(config) if make_policy is None else make_policy(jobs)
     known = {"policy": policy.name, **vars(config)}
     with RunWriter(
         config.run_dir,

@@ -10,7 +10,7 @@ import numpy as np
 
 from grape.errors import RecordError
 from grape.optional import require
-from grape.trajectory import Trajectory
+from grape.trajectory import EpisodeInfo, Trajectory
 
 LIBERO_CONTROL_HZ = 20
 """Of episodes whose simulator does not tell its own."""
@@ -41,8 +41,13 @@ def write_video(path: Path, images: np.ndarray, *, fps: float = LIBERO_CONTROL_H
         Path(temporary).unlink(missing_ok=True)
 
 
+def video_path(folder: Path, info: EpisodeInfo) -> Path:
+    """Where an episode's video is: ``folder/<episode_id>--<status>.mp4``."""
+    return folder / f"{info.episode_id}--{info.status}.mp4"
+
+
 def write_episode_video(folder: Path, trajectory: Trajectory) -> Path:
-    """Write what the policy saw in one episode to ``folder/<episode_id>--<status>.mp4``."""
-    path = folder / f"{trajectory.info.episode_id}--{trajectory.info.status}.mp4"
+    """Write what the policy saw in one episode, see ``video_path``."""
+    path = video_path(folder, trajectory.info)
     write_video(path, trajectory.images, fps=trajectory.info.simulator_settings.get("control_hz", LIBERO_CONTROL_HZ))
     return path

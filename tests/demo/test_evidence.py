@@ -10,6 +10,7 @@ from grape.demo.evidence import example_pair, example_videos
 from grape.demo.pipeline import Layout
 from grape.demo.plan import parse_plan
 from grape.rollouts.store import RunWriter
+from grape.rollouts.video import video_path
 from grape.trajectory import EpisodeInfo, Status
 from tests.demo.test_plan import changed
 from tests.rollouts.rollout_records import make_trajectory
@@ -23,7 +24,7 @@ def store_run(folder: Path, *statuses: Status) -> list[EpisodeInfo]:
     with RunWriter(folder, settings={}) as writer:
         for one in made:
             writer.save(one)
-            (folder / "videos" / f"{one.info.episode_id}--{one.info.status}.mp4").touch()
+            video_path(folder / "videos", one.info).touch()
     return [one.info for one in made]
 
 

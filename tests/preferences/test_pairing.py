@@ -245,3 +245,8 @@ def test_a_cut_pair_ends_soon_after_chosen_is_where_rejected_never_gets(rejected
 def test_scores_that_do_not_say_when_stages_began_cannot_cut() -> None:
     with pytest.raises(PairingError, match="grape score"):
         pair_episodes(FIVE, PairingSettings(cut_at_parting=True))
+
+
+def test_a_cut_cannot_come_before_the_parting() -> None:
+    with pytest.raises(ConfigError, match="steps_after_parting is -1"):
+        PairingSettings(cut_at_parting=True, steps_after_parting=-1)
