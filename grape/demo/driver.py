@@ -11,7 +11,7 @@ from typing import Any
 
 from grape.config.demo import DemoConfig
 from grape.demo.pipeline import AFTER, BEFORE, Layout, build_stages
-from grape.demo.plan import TEST_SPLIT, DemoPlan, load_plan
+from grape.demo.plan import DemoPlan, load_plan
 from grape.demo.report import write_report
 from grape.demo.result import comparison_in_words, gather_result, rate_in_words, summary_lines
 from grape.demo.revision import NOT_COMMITTED, code_revision, committed_revision, require_committed_code
@@ -38,7 +38,7 @@ def run_demo(config: DemoConfig, run_command: RunCommand, check_command: CheckCo
         What is in result.json.
 
     Raises:
-        ConfigError: The plan is wrong, the plan or the code is uncommitted while test states are used, or the plan
+        ConfigError: The plan is wrong, the plan or the code of a proof is uncommitted, or the plan
             differs from that of the folder's run.
         StageFailedError: A stage's command failed; finished stages are kept.
     """
@@ -51,7 +51,7 @@ def run_demo(config: DemoConfig, run_command: RunCommand, check_command: CheckCo
     stages = build_stages(config, plan, layout)
     _introduce(plan, plan_path, layout, stages)
     with open_run(layout.run_dir, {"plan": plan.deciding()}, {"plan_commit": plan_commit}) as started:
-        if plan.uses_test_states and not read_stage(layout.run_dir, stages[0].name):
+        if plan.is_proof and not read_stage(layout.run_dir, stages[0].name):
             log_start(plan_path, plan, started["plan_commit"], insist=config.allow_dirty)
         run_stages(layout.run_dir, stages, run_command, means)
         result = gather_result(plan, layout, stages, started["plan_commit"])
@@ -61,8 +61,8 @@ def run_demo(config: DemoConfig, run_command: RunCommand, check_command: CheckCo
 
 
 def _revision(plan: DemoPlan, plan_path: Path, config: DemoConfig) -> str:
-    """The plan's commit. It must have one where test states are touched, unless the user insists."""
-    if plan.draft and plan.uses_test_states:
+    """The plan's commit. A proof must have one, unless the user insists."""
+    if plan.draft and plan.is_proof:
         raise ConfigError(
             f"{plan_path} is a draft: settle its hyper-parameters on validation states, then take its draft entry out "
             "and commit it; until then `make demo` shows the loop on held-out states"
@@ -70,7 +70,7 @@ def _revision(plan: DemoPlan, plan_path: Path, config: DemoConfig) -> str:
     try:
         return committed_revision(plan_path)
     except ConfigError:
-        if plan.uses_test_states and not config.allow_dirty:
+        if plan.is_proof and not config.allow_dirty:
             raise
         return NOT_COMMITTED
 
@@ -98,7 +98,7 @@ def _check_plan(
 def _means(config: DemoConfig, plan: DemoPlan) -> dict[str, Any]:
     """Code, device and workers of this attempt: what the plan leaves open and the result has to tell."""
     code = code_revision()
-    if plan.uses_test_states and not config.allow_dirty:
+    if plan.is_proof and not config.allow_dirty:
         require_committed_code(code)
     from grape.models.checkpoint import resolve_device  # torch takes seconds to load: wrong plans are told before
 
@@ -123,7 +123,7 @@ def _write_outputs(config: DemoConfig, layout: Layout, plan_path: Path, result: 
     write_bytes_atomic(result_path, content)
     if config.result_file is not None:
         write_bytes_atomic(config.result_file, content)
-    if layout.plan.uses_test_states and is_new:
+    if layout.plan.is_proof and is_new:
         test = comparison_in_words(result["tests"][f"{BEFORE}_{AFTER}"], layout.plan.alpha)
         arms = f"before {rate_in_words(result['arms'][BEFORE])}, after {rate_in_words(result['arms'][AFTER])}"
         append_log(plan_path, layout.plan, f"finished: {arms}; {test}")
@@ -156,18 +156,18 @@ def log_start(plan_path: Path, plan: DemoPlan, plan_commit: str, *, insist: bool
     )
 
 
-def _looked_at(line: str) -> set[tuple[str, int, int]]:
-    """Test states (suite, task, index) that a line of the log names."""
-    found = re.search(rf"at \[(.+)\] {TEST_SPLIT}/(\d+)-(\d+)", line)
+def _looked_at(line: str) -> set[tuple[str, str, int, int]]:
+    """Test states (split, suite, task, index) that a line of the log names."""
+    found = re.search(r"at \[(.+)\] (\w+)/(\d+)-(\d+)", line)
     if found is None:
         return set()
     suites = [part.split() for part in found[1].split(";")]
-    indices = range(int(found[2]), int(found[3]) + 1)
-    return {(suite, int(task), index) for suite, *tasks in suites for task in tasks for index in indices}
+    indices = range(int(found[3]), int(found[4]) + 1)
+    return {(found[2], suite, int(task), index) for suite, *tasks in suites for task in tasks for index in indices}
 
 
 def append_log(plan_path: Path, plan: DemoPlan, what: str) -> None:
-    """Add a line to the log of runs on official test states, beside the plan."""
+    """Add a line to the log of looks, beside the plan."""
     path = plan_path.parent / LOG_FILE
     time = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     with open(path, "a", encoding="utf-8") as log:

@@ -85,8 +85,11 @@ class DemoPlan:
     pair: Flags = field(default_factory=dict)
     train: Flags = field(default_factory=dict)
     sft: Flags = field(default_factory=dict)
+    proof: bool = False
+    """The result is to be claimed: plan and code must be committed, the run is logged, and the states must be ones that
+    no other plan has looked at. A plan on official states is one with or without this entry."""
     draft: bool = False
-    """Hyper-parameters are not settled yet: a draft never runs on official test states, committed or not."""
+    """Hyper-parameters are not settled yet: a draft never runs as a proof, committed or not."""
     notes: str = ""
     """For the reader; changes nothing."""
 
@@ -115,17 +118,16 @@ class DemoPlan:
         return self.test_states.num_per_task * sum(map(len, self.tasks.values()))
 
     @property
-    def uses_test_states(self) -> bool:
-        """Whether an arm runs on official test states."""
-        return self.test_states.split == TEST_SPLIT
+    def is_proof(self) -> bool:
+        """Whether its look at the test states counts: it says so, or they are official ones."""
+        return self.proof or self.test_states.split == TEST_SPLIT
 
-    def test_state_names(self) -> set[tuple[str, int, int]]:
-        """The official test states that this plan looks at, as (suite, task, index)."""
-        if not self.uses_test_states:
-            return set()
-        first, count = self.test_states.first, self.test_states.num_per_task
-        indices = range(first, first + count)
-        return {(suite, task, index) for suite, ids in self.tasks.items() for task in ids for index in indices}
+    def test_state_names(self) -> set[tuple[str, str, int, int]]:
+        """The test states that this plan looks at, as (split, suite, task, index)."""
+        states = self.test_states
+        indices = range(states.first, states.first + states.num_per_task)
+        tasks = [(suite, task) for suite, ids in self.tasks.items() for task in ids]
+        return {(states.split, suite, task, index) for suite, task in tasks for index in indices}
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""

@@ -61,9 +61,9 @@ def require_committed_code(code: dict[str, Any]) -> None:
     """Refuse code that nobody could get back.
 
     Raises:
-        ConfigError: The code of a run on test states is not committed as it stands.
+        ConfigError: The code of a proof is not committed as it stands.
     """
-    advice = f"a result on test states must be traceable to its code: commit the code first, {_INSIST}"
+    advice = f"a proof must be traceable to its code: commit the code first, {_INSIST}"
     if code["code_commit"] == NOT_COMMITTED:
         raise ConfigError(f"the package grape is in no git repository; {advice}")
     if code["code_changed"]:

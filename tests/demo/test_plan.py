@@ -34,7 +34,7 @@ def changed(**entries: Any) -> dict[str, Any]:
 def test_counts_of_states() -> None:
     plan = parse_plan(CONTENT, "here")
     assert plan.num_test_states == 15
-    assert plan.uses_test_states
+    assert plan.is_proof
     assert str(plan.rollout_states.shifted(2)) == "rollout/8-11"
 
 
@@ -95,7 +95,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["quick.json", "plan.json"])
 def test_shipped_plans_load(name: str, repository: Path, tmp_path: Path) -> None:
     plan = load_plan(repository / "experiments" / "demo" / name)
-    assert plan.uses_test_states == (name == "plan.json"), "make demo must leave the official states alone"
+    assert plan.is_proof == (name == "plan.json"), "make demo must leave the proof's states alone"
     layout = Layout(run_dir=tmp_path, plan=plan)
     for stage in build_stages(DemoConfig(), plan, layout, count_steps=lambda folder: 1):
         for command, *argv in stage.commands():
@@ -118,3 +118,14 @@ def test_every_look_at_test_states_is_logged_and_counted(tmp_path: Path, capsys:
     log_start(path, parse_plan(changed(test_states=fresh), "here"), "abc")
     lines = (tmp_path / "log.md").read_text().splitlines()
     assert [re.search(r"look (\d)", line)[1] for line in lines] == ["1", "2", "3", "1"]  # type: ignore[index]
+
+
+def test_a_proof_on_sampled_states_counts_as_a_look_as_well(tmp_path: Path) -> None:
+    states = {"split": "heldout", "first": 50, "num_per_task": 10}
+    path, plan = tmp_path / "plan.json", parse_plan(changed(test_states=states, proof=True), "here")
+    assert plan.is_proof and not parse_plan(changed(test_states=states), "here").is_proof
+    log_start(path, plan, "abc")
+    with pytest.raises(ConfigError, match="needs fresh states"):
+        log_start(path, parse_plan(changed(test_states=states, proof=True, alpha=0.01), "here"), "abc")
+    log_start(path, parse_plan(changed(proof=True, test_states=states | {"split": "official"}), "here"), "abc")
+    log_start(path, parse_plan(changed(proof=True, test_states=states | {"first": 60}), "here"), "abc")
