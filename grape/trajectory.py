@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from grape.errors import RecordError
+from grape.files import write_bytes_atomic
 
 Status = Literal["success", "failure", "crashed"]
 FORMAT_VERSION = 1
@@ -126,40 +125,6 @@ class Trajectory:
 
 
 _STEP_ARRAYS = ("action_tokens", "token_logps", "sampler_logps", "policy_actions", "actions", "states")
-
-
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` is either absent, old or whole, also after a power cut.
-
-    Raises:
-        RecordError: It cannot be written, e.g. because the disk is full or a folder has its name; nothing has changed.
-    """
-    try:
-        _replace_atomically(path, data)
-    except OSError as error:
-        raise RecordError(
-            f"{path} could not be written ({error.strerror or error}); free some space, or name another place"
-        ) from error
-
-
-def _replace_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # not mkstemp, whose files their owner alone can read: shared folders are read by others, as far as the umask lets
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def save_trajectory(path: Path, trajectory: Trajectory) -> None:

@@ -69,8 +69,8 @@ def test_every_config_loads_nothing_heavy() -> None:
 def test_public_surface() -> None:
     # A name is public once it is here; taking one away is a breaking change and wants a changelog line.
     assert {module.name for module in pkgutil.iter_modules(grape.__path__)} == {
-        "cli", "config", "constraints", "demo", "envs", "errors", "evaluation", "losses", "models", "optional",
-        "preferences", "rewards", "rlds", "rollouts", "trainer", "trajectory",
+        "cli", "config", "constraints", "demo", "envs", "errors", "evaluation", "files", "losses", "models",
+        "optional", "preferences", "rewards", "rlds", "rollouts", "trainer", "trajectory",
     }  # fmt: skip
     assert re.fullmatch(r"\d+\.\d+\.\d+", grape.__version__)
 

@@ -13,8 +13,8 @@ from grape.config.evaluate import CompareConfig
 from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, RecordError
 from grape.evaluation import Comparison, PairedDifference, StateOutcome, compare_states, states_from_json
+from grape.files import write_bytes_atomic
 from grape.rollouts.store import SETTINGS_BEFORE
-from grape.trajectory import write_bytes_atomic
 
 SAME_SETTINGS = (
     "simulator", "suite", "init_split", "num_rollouts", "max_steps", "render_profile", "camera_size",

@@ -23,8 +23,9 @@ from grape.evaluation import (
     success_by_rule,
     success_rate,
 )
+from grape.files import write_bytes_atomic
 from grape.optional import require
-from grape.trajectory import EpisodeInfo, Trajectory, write_bytes_atomic
+from grape.trajectory import EpisodeInfo, Trajectory
 
 RESULT_FORMAT_VERSION = 1
 RESULT_FILE = "results.json"

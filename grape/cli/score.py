@@ -30,11 +30,12 @@ from grape.constraints import (
 )
 from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, ConstraintError, RecordError, did_you_mean
+from grape.files import write_bytes_atomic
 from grape.rewards import REWARDS, GuidedCost, external_reward, self_reward, stage_costs
 from grape.rewards.guided_cost import TERMS
 from grape.rewards.ranking import describe_ranking
 from grape.rollouts.store import RolloutStore, read_info
-from grape.trajectory import EpisodeInfo, load_trajectory, write_bytes_atomic
+from grape.trajectory import EpisodeInfo, load_trajectory
 
 FORMAT_VERSION = 1
 REWARD = "guided_cost"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from grape.files import write_bytes_atomic
 from grape.rewards.guided_cost import TERMS
 from grape.rewards.plot import plot_terms
-from grape.trajectory import write_bytes_atomic
 
 
 def format_report(scores: dict[str, Any]) -> str:

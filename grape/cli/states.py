@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from grape.cli.arguments import parse_config
 from grape.config.states import StatesConfig, parse_state_range
-from grape.trajectory import write_bytes_atomic
+from grape.files import write_bytes_atomic
 
 
 def main(argv: list[str] | None = None) -> int:

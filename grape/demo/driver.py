@@ -18,7 +18,7 @@ from grape.demo.revision import NOT_COMMITTED, code_revision, committed_revision
 from grape.demo.stages import RunCommand, Stage, open_run, read_stage, run_stages, total_time_in_words
 from grape.envs.suites import suite_task
 from grape.errors import ConfigError
-from grape.trajectory import write_bytes_atomic
+from grape.files import write_bytes_atomic
 
 PLAN_FILES = {"quick": Path("experiments/demo/quick.json"), "full": Path("experiments/demo/plan.json")}
 CheckCommand = Callable[[str, Sequence[str]], object]

@@ -6,7 +6,6 @@ started, how long it took, with what code and device). A stage whose record says
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grape.errors import ConfigError, GrapeError, RecordError
-from grape.trajectory import write_bytes_atomic
+from grape.files import hold_lock, write_bytes_atomic
 
 RunCommand = Callable[[str, Sequence[str]], int]
 """Runs ``grape NAME ARGV…`` and returns its exit code."""
@@ -171,18 +170,7 @@ def open_run(
         RecordError: Another process uses the folder, or it cannot be written.
         ConfigError: The folder holds a run with other settings; the first difference is named.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(run_dir / ".demo.lock", "a")  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise RecordError(f"cannot write into {run_dir} ({error}); pass another --run_dir") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RecordError(
-                f"another process runs a demo in {run_dir}; wait for it or pass another --run_dir"
-            ) from error
+    with hold_lock(run_dir / ".demo.lock", RecordError, advice="pass another --run_dir"):
         path = run_dir / "demo.json"
         wanted, kept = json.loads(json.dumps(identity)), dict(remembered or {})
         if path.is_file():

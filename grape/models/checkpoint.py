@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from grape.errors import CheckpointError, ConfigError, MissingDependencyError, did_you_mean
+from grape.files import replace_folder
 from grape.models import adapter as adapters
 from grape.models.architecture import read_architecture
 from grape.models.folder import (
@@ -31,7 +32,6 @@ from grape.models.folder import (
     read_assets,
     read_json,
     read_statistics,
-    replace_folder,
     resolve_folder,
 )
 from grape.models.image_transform import ImageTransform

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,28 +32,6 @@ TRAINING_FILE = "training.json"
 """Beside an adapter that was trained here: on which base, with which settings."""
 NUM_NAMES_SHOWN = 5
 HUB_PATTERNS = [*ASSET_NAMES, ADAPTER_CONFIG, TRAINING_FILE, "*.safetensors", INDEX_FILE]
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Move a finished folder into place, durably; an old one disappears only then."""
-    for path in new.iterdir():
-        _sync(path)
-    if target.exists():
-        retired = new.with_name(new.name + ".old")
-        target.rename(retired)
-        new.rename(target)
-        shutil.rmtree(retired)
-    else:
-        new.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def resolve_folder(path_or_hub_id: str | Path) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grape.errors import DatasetError
+from grape.files import sync, sync_tree
 
 
 @contextlib.contextmanager
@@ -37,10 +38,10 @@ def publish(target: Path) -> Iterator[Path]:
         raise DatasetError(f"cannot write beside {target} ({error}); choose another --out") from error
     try:
         yield working
-        _sync_tree(working)
+        sync_tree(working)
         _refuse_existing(target)
         os.rename(working, target)
-        _sync_directory(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise DatasetError(
             f"writing {target} failed ({error}); {_free_space(target.parent)} free there; make room and run the same "
@@ -77,24 +78,6 @@ def _lock_working_folder(working: Path, target: Path) -> int:
     for entry in working.iterdir():  # what a killed run left
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     return descriptor
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            _sync_directory(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_directory(folder)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _free_space(folder: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from grape.trajectory import write_bytes_atomic
+from grape.files import write_bytes_atomic
 
 STATISTICS_FILE = "dataset_statistics.json"
 

@@ -17,13 +17,13 @@ from typing import IO, Any, Literal
 
 from grape.config.inputs import INPUTS_BEFORE
 from grape.errors import RecordError
+from grape.files import write_bytes_atomic
 from grape.trajectory import (
     EpisodeInfo,
     Trajectory,
     load_info,
     load_trajectory,
     save_trajectory,
-    write_bytes_atomic,
 )
 
 RUN_FORMAT_VERSION = 1

@@ -19,14 +19,14 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grape.errors import CheckpointError, ConfigError, TrainingError
+from grape.files import hold_lock, replace_folder
 from grape.models.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATISTICS_FILE, TRAINING_FILE
 
 FORMAT_VERSION = 1
@@ -84,7 +84,7 @@ class CheckpointStore:
             if export is not None:
                 export(temporary)
             _write_manifest(temporary, step)
-            _replace_directory(temporary, target)
+            replace_folder(temporary, target)
         except _write_errors() as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise self._cannot_save(step, error) from error
@@ -130,26 +130,13 @@ class CheckpointStore:
         )
 
 
-@contextlib.contextmanager
-def lock_run_dir(directory: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the lock goes with the process, however it ends.
+def lock_run_dir(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a run folder for this process.
 
     Raises:
         TrainingError: Another process is training into the same folder, or it cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "a")  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise TrainingError(f"cannot write into {directory} ({error}); choose another --run_root_dir") from error
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"another run is writing into {directory}; wait for it, or choose another --run_root_dir"
-            ) from error
-        yield
+    return hold_lock(directory / ".lock", TrainingError, advice="choose another --run_root_dir")
 
 
 def refuse_foreign_content(directory: Path) -> None:
@@ -187,9 +174,7 @@ def write_directory(target: Path, write: Callable[[Path], None]) -> None:
             try:
                 temporary.mkdir()
                 write(temporary)
-                for path in (*temporary.rglob("*"), temporary):
-                    _sync(path)
-                _replace_directory(temporary, target)
+                replace_folder(temporary, target)
             finally:  # before the lock is given up: after it the folder is another run's
                 shutil.rmtree(temporary, ignore_errors=True)
     except _write_errors() as error:
@@ -240,31 +225,9 @@ def _read(directory: Path, step: int) -> Checkpoint:
 
 def _write_manifest(directory: Path, step: int) -> None:
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    for path in files:
-        _sync(path)
     digests = {str(path.relative_to(directory)): _sha256(path) for path in files}
     manifest = {"format_version": FORMAT_VERSION, "step": step, "sha256": digests}
     (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (directory / _MANIFEST, *(path for path in directory.rglob("*") if path.is_dir()), directory):
-        _sync(path)
-
-
-def _replace_directory(source: Path, target: Path) -> None:
-    stale = target.with_name(f".tmp-stale-{target.name}")
-    if target.exists():  # the adapter before, or a damaged checkpoint that was passed over when the run was resumed
-        shutil.rmtree(stale, ignore_errors=True)
-        os.rename(target, stale)
-    os.rename(source, target)
-    shutil.rmtree(stale, ignore_errors=True)  # also one that a kill in here has left
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

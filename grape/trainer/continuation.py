@@ -21,12 +21,12 @@ from grape.config.inputs import INPUTS_BEFORE
 from grape.config.sft import SFTConfig
 from grape.config.train import TrainConfig
 from grape.errors import ConfigError, TrainingError
+from grape.files import write_bytes_atomic
 from grape.models import OpenVLAPolicy
 from grape.optional import installed_versions
 from grape.trainer.checkpoint import CheckpointStore
 from grape.trainer.distributed import Ranks
 from grape.trainer.metrics import MetricsLogger
-from grape.trajectory import write_bytes_atomic
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow", "tensorflow-datasets")

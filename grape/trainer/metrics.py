@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from grape.errors import MissingDependencyError
+from grape.files import write_bytes_atomic
 from grape.optional import require
-from grape.trajectory import write_bytes_atomic
 
 METRICS_FILE = "metrics.jsonl"
 _LOG = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grape.trajectory import write_bytes_atomic
+from grape.files import write_bytes_atomic
 
 _LOG = logging.getLogger(__name__)
 

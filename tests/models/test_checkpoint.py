@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grape.errors import CheckpointError, ConfigError, MissingDependencyError
+from grape.files import write_bytes_atomic
 from grape.models import load_policy, save_policy
 from grape.models.adapter import save_adapter
 from grape.models.weights import INDEX_FILE, SINGLE_FILE
-from grape.trajectory import write_bytes_atomic
 from tests.models.tiny_policy import INSTRUCTIONS, make_policy
 
 KEY = "bridge_orig"
