@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,7 @@ def write_video(path: Path, images: np.ndarray, *, fps: float = LIBERO_CONTROL_H
     require("imageio_ffmpeg", extra="libero")
     even = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2]  # H.264's chroma needs even sides
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp.mp4")
-    os.close(handle)
+    temporary = path.parent / f".{path.stem}.{secrets.token_hex(8)}.tmp.mp4"  # not mkstemp's, which is private
     try:
         with imageio.get_writer(temporary, fps=fps, codec="libx264", macro_block_size=None, quality=8) as writer:
             for image in even:
@@ -38,7 +37,7 @@ def write_video(path: Path, images: np.ndarray, *, fps: float = LIBERO_CONTROL_H
     except OSError as error:
         raise RecordError(f"the video {path} could not be written ({error})") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def video_path(folder: Path, info: EpisodeInfo) -> Path:

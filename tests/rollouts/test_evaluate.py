@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import math
 import sys
 from pathlib import Path
@@ -264,6 +265,15 @@ def test_a_video_shows_every_picture_in_order(tmp_path: Path) -> None:
     # H.264 is lossy, and narrows the range of levels by a few: 10 still tells the pictures apart.
     assert [float(frame.mean()) for frame in frames] == pytest.approx(levels, abs=10)
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["a.mp4"]
+
+
+def test_a_video_is_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_video(tmp_path / "a.mp4", np.zeros((2, 32, 32, 3), np.uint8))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.mp4").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_video_of_nothing_is_refused(tmp_path: Path) -> None:
