@@ -28,7 +28,7 @@ def fixture_script(repository: Path) -> dict[str, Any]:
 def test_the_first_state_that_changed_for_the_better_is_shown(script: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"tasks": TASKS}))
     for arm, level, length in (("before", 40, 9), ("after", 200, 4)):
-        levels = level + 3 * np.arange(length)  # equal pictures would be stored as one
+        levels = level + 8 * np.arange(length)  # equal pictures would be stored as one
         pictures = np.broadcast_to(levels[:, None, None, None], (length, 32, 32, 3)).astype(np.uint8)
         write_video(tmp_path / "evaluate" / arm / "s" / "videos" / "s--01--v-1--r000--success.mp4", pictures)
     script["main"](script["BeforeAfter"](run_dir=tmp_path, out=tmp_path / "out.webp", side=32))
