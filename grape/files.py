@@ -17,7 +17,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` is either absent, old or whole, also after a power cut.
 
     Raises:
-        RecordError: It cannot be written, e.g. because the disk is full or a folder has its name; nothing has changed.
+        RecordError: It cannot be written, e.g. because the disk is full or a folder has its name.
     """
     try:
         _replace_atomically(path, data)
@@ -54,7 +54,12 @@ def replace_folder(new: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(stale, ignore_errors=True)
         os.rename(target, stale)
-    os.rename(new, target)
+    try:
+        os.rename(new, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rename(stale, target)  # fails where nothing was there
+        raise
     shutil.rmtree(stale, ignore_errors=True)
     sync(target.parent)
 

@@ -8,6 +8,7 @@ Columns are tasks (the first state that changed for the better in each), the upp
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from grape.errors import ConfigError, RecordError
+from grape.errors import ConfigError, GrapeError, RecordError
+from grape.rollouts.video import LIBERO_CONTROL_HZ
 
 ARMS = ("before", "after")
 
@@ -30,7 +32,7 @@ class BeforeAfter:
     run_dir: Path
     """Folder of a finished ``grape demo``."""
     out: Path
-    """Picture to write; its ending says the format (.webp, .gif)."""
+    """Picture to write, .webp or .gif."""
     stride: int = 3
     """Every so many pictures of the videos are shown."""
     side: int = 168
@@ -39,6 +41,8 @@ class BeforeAfter:
     """Of a .webp, 0 to 100."""
 
     def __post_init__(self) -> None:
+        if self.out.suffix not in (".webp", ".gif"):
+            raise ConfigError(f"out is {self.out}; its name must end in .webp or .gif")
         if self.stride < 1 or self.side < 16:
             raise ConfigError(f"stride is {self.stride} (at least 1), side {self.side} (at least 16)")
 
@@ -60,7 +64,7 @@ def read_panel(folder: Path, start: str, config: BeforeAfter) -> list[np.ndarray
     if not paths:
         raise RecordError(f"{folder} has no video {start}*.mp4; it belongs to a run of grape demo")
     frames = [np.asarray(frame) for frame in imageio.get_reader(paths[0], "ffmpeg").iter_data()]
-    shown = [*frames[:: config.stride], frames[-1]]
+    shown = [*frames[: -1 : config.stride], *frames[-1:]]
     return [np.asarray(Image.fromarray(frame).resize((config.side, config.side))) for frame in shown]
 
 
@@ -69,7 +73,7 @@ def main(config: BeforeAfter) -> None:
     try:
         tasks = json.loads((config.run_dir / "result.json").read_text())["tasks"]
     except (OSError, ValueError, KeyError) as error:
-        raise RecordError(f"{config.run_dir} holds no finished demo ({error}); run make demo first") from error
+        raise RecordError(f"{config.run_dir} holds no finished demo ({error}); finish it first") from error
     found = changed_for_the_better(tasks)
     if not found:
         raise RecordError(f"in {config.run_dir} no state failed before and succeeded after; there is nothing to show")
@@ -84,9 +88,20 @@ def main(config: BeforeAfter) -> None:
     ]
     first, *rest = map(Image.fromarray, pictures)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    first.save(config.out, save_all=True, append_images=rest, duration=100, loop=0, quality=config.quality)
+    milliseconds = round(1000 * config.stride / LIBERO_CONTROL_HZ)
+    first.save(
+        config.out,
+        save_all=True,
+        append_images=rest,
+        duration=milliseconds,
+        loop=0,
+        quality=config.quality,
+    )
     print(f"wrote {config.out}: {', '.join(start.rstrip('-') for _, start in found)}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(BeforeAfter))
+    try:
+        main(tyro.cli(BeforeAfter))
+    except GrapeError as problem:
+        sys.exit(f"before_after.py: {problem}")

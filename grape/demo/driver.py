@@ -55,6 +55,8 @@ def run_demo(config: DemoConfig, run_command: RunCommand, check_command: CheckCo
             log_start(plan_path, plan, started["plan_commit"], insist=config.allow_dirty)
         run_stages(layout.run_dir, stages, run_command, means)
         result = gather_result(plan, layout, stages, started["plan_commit"])
+        if plan.is_proof:
+            result["look"] = len(read_looks(plan_path, plan))
         _write_outputs(config, layout, plan_path, result)
     _conclude(layout, result)
     return result
@@ -137,9 +139,7 @@ def log_start(plan_path: Path, plan: DemoPlan, plan_commit: str, *, insist: bool
     Raises:
         ConfigError: Another plan has looked at some of these states, and the user does not ``insist``.
     """
-    log_path = plan_path.parent / LOG_FILE
-    lines = log_path.read_text(encoding="utf-8").splitlines() if log_path.is_file() else []
-    looks = [line for line in lines if "started" in line and _looked_at(line) & plan.test_state_names()]
+    log_path, looks = plan_path.parent / LOG_FILE, read_looks(plan_path, plan)
     others = [line for line in looks if plan.hash()[:12] not in line]
     if others and not insist:
         raise ConfigError(
@@ -154,6 +154,13 @@ def log_start(plan_path: Path, plan: DemoPlan, plan_commit: str, *, insist: bool
         plan,
         f"started, look {len(looks) + 1}, at [{tasks}] {plan.test_states}, plan at commit {plan_commit}",
     )
+
+
+def read_looks(plan_path: Path, plan: DemoPlan) -> list[str]:
+    """Lines of the log by which a proof began to look at some of the plan's test states."""
+    log_path = plan_path.parent / LOG_FILE
+    lines = log_path.read_text(encoding="utf-8").splitlines() if log_path.is_file() else []
+    return [line for line in lines if "started" in line and _looked_at(line) & plan.test_state_names()]
 
 
 def _looked_at(line: str) -> set[tuple[str, str, int, int]]:

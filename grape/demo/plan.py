@@ -86,8 +86,8 @@ class DemoPlan:
     train: Flags = field(default_factory=dict)
     sft: Flags = field(default_factory=dict)
     proof: bool = False
-    """The result is to be claimed: plan and code must be committed, the run is logged, and the states must be ones that
-    no other plan has looked at. A plan on official states is one with or without this entry."""
+    """The result is to be claimed: plan and code must be committed, the run is logged beside the plan, and no other proof
+    of that log may have looked at these states. A plan on official states is one without this entry, too."""
     draft: bool = False
     """Hyper-parameters are not settled yet: a draft never runs as a proof, committed or not."""
     notes: str = ""
@@ -134,8 +134,9 @@ class DemoPlan:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the result: the plan without its notes."""
-        return {name: value for name, value in self.to_json().items() if name != "notes"}
+        """What decides the result: the plan without its notes. ``proof`` is younger than logged hashes of plans."""
+        skipped = {"notes"} if self.proof else {"notes", "proof"}
+        return {name: value for name, value in self.to_json().items() if name not in skipped}
 
     def hash(self) -> str:
         """Content hash: equal for equal plans, whatever the file's layout or its notes."""

@@ -239,6 +239,8 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Supervised against preference: {comparison_in_words(tests[f'{SUPERVISED}_{AFTER}'], plan['alpha'])}."
         )
+    if result.get("look", 1) > 1:
+        lines.append(f"These test states have been looked at before: this is look {result['look']}, not a first one.")
     num_states = plan["test_states"]["num_per_task"] * sum(map(len, plan["tasks"].values()))
     lines.append(
         f"With {num_states} states, at least {fewest_changes(plan['alpha'])} must change, all in one direction, "

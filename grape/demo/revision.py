@@ -13,8 +13,8 @@ from grape.errors import ConfigError
 NOT_COMMITTED = "not committed"
 ROOT = Path(grape.__file__).resolve().parents[1]
 """Folder that holds the package, which is the repository's where it runs from a checkout."""
-CODE = ("grape", "finetune.py", "constraints.txt")
-"""What of the repository decides a result, beside the plan."""
+CODE = ("grape", "finetune.py", "constraints.txt", "experiments/demo/nano-libero")
+"""What of the repository decides a result, beside the plan: code, and the policy that ships."""
 _INSIST = "or pass --allow_dirty True and say so"
 
 

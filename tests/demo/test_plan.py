@@ -11,7 +11,7 @@ import pytest
 
 from grape.cli.demo import check_command
 from grape.config.demo import DemoConfig
-from grape.demo.driver import log_start
+from grape.demo.driver import log_start, read_looks
 from grape.demo.pipeline import Layout, build_stages
 from grape.demo.plan import load_plan, parse_plan
 from grape.errors import ConfigError
@@ -120,6 +120,11 @@ def test_every_look_at_test_states_is_logged_and_counted(tmp_path: Path, capsys:
     assert [re.search(r"look (\d)", line)[1] for line in lines] == ["1", "2", "3", "1"]  # type: ignore[index]
 
 
+def test_an_entry_that_is_younger_than_a_logged_hash_does_not_change_it() -> None:
+    plan = parse_plan(CONTENT, "here")
+    assert "proof" not in plan.deciding() and "proof" in parse_plan(changed(proof=True), "here").deciding()
+
+
 def test_a_proof_on_sampled_states_counts_as_a_look_as_well(tmp_path: Path) -> None:
     states = {"split": "heldout", "first": 50, "num_per_task": 10}
     path, plan = tmp_path / "plan.json", parse_plan(changed(test_states=states, proof=True), "here")
@@ -129,3 +134,5 @@ def test_a_proof_on_sampled_states_counts_as_a_look_as_well(tmp_path: Path) -> N
         log_start(path, parse_plan(changed(test_states=states, proof=True, alpha=0.01), "here"), "abc")
     log_start(path, parse_plan(changed(proof=True, test_states=states | {"split": "official"}), "here"), "abc")
     log_start(path, parse_plan(changed(proof=True, test_states=states | {"first": 60}), "here"), "abc")
+    log_start(path, plan, "abc")
+    assert len(read_looks(path, plan)) == 2
