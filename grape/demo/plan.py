@@ -86,8 +86,8 @@ class DemoPlan:
     train: Flags = field(default_factory=dict)
     sft: Flags = field(default_factory=dict)
     proof: bool = False
-    """The result is to be claimed: plan and code must be committed, the run is logged beside the plan, and no other proof
-    of that log may have looked at these states. A plan on official states is one without this entry, too."""
+    """The result is to be claimed: plan and code must be committed, the run is logged beside the plan, and no other
+    proof of that log may have looked at these states. A plan on official states is one without this entry, too."""
     draft: bool = False
     """Hyper-parameters are not settled yet: a draft never runs as a proof, committed or not."""
     notes: str = ""
