@@ -24,7 +24,16 @@ from types import TracebackType
 import numpy as np
 
 from grape.envs.protocol import InitStateId
-from grape.envs.worker import EnvSpec, ImageFunction, Refused, StartEpisode, TakeAction, WorkerEvent, run_worker
+from grape.envs.worker import (
+    INTERRUPTIONS,
+    EnvSpec,
+    ImageFunction,
+    Refused,
+    StartEpisode,
+    TakeAction,
+    WorkerEvent,
+    run_worker,
+)
 from grape.errors import ConfigError, SimulatorError
 
 __all__ = ["EnvSpec", "WorkerEvent", "WorkerPool"]
@@ -244,7 +253,7 @@ class WorkerPool:
         process = context.Process(
             target=run_worker, args=(worker, theirs, self._image_fn), name=f"grape-worker-{worker}", daemon=True
         )
-        with _environment(SINGLE_THREAD), _blocked_sigint():
+        with _environment(SINGLE_THREAD), _held_back_signals():
             process.start()
         theirs.close()  # so that the worker's death ends the pipe
         reader = threading.Thread(
@@ -294,9 +303,12 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _blocked_sigint() -> Iterator[None]:
-    """Hold Ctrl-C back while a process starts: it inherits the mask until it has its own handler."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _held_back_signals() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back while a process starts, which would read half of what it is sent.
+
+    It inherits the mask until ``run_worker`` has set its own handlers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
     try:
         yield
     finally:
