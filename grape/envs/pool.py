@@ -24,16 +24,7 @@ from types import TracebackType
 import numpy as np
 
 from grape.envs.protocol import InitStateId
-from grape.envs.worker import (
-    INTERRUPTIONS,
-    EnvSpec,
-    ImageFunction,
-    Refused,
-    StartEpisode,
-    TakeAction,
-    WorkerEvent,
-    run_worker,
-)
+from grape.envs.worker import EnvSpec, ImageFunction, Refused, StartEpisode, TakeAction, WorkerEvent, run_worker
 from grape.errors import ConfigError, SimulatorError
 
 __all__ = ["EnvSpec", "WorkerEvent", "WorkerPool"]
@@ -304,12 +295,22 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_back_signals() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while a process starts, which would read half of what it is sent.
+    """Hold Ctrl-C and SIGTERM back while a process starts, which would otherwise read half of what it is sent.
 
-    It inherits the mask until ``run_worker`` has set its own handlers.
+    The handlers are what holds them back: a signal may reach a thread that has it unblocked. The mask is for the new
+    process, which inherits it until it has its own handler of Ctrl-C.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+    caught: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda arrived, _: caught.append(arrived))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for arrived in caught:
+            signal.raise_signal(arrived)

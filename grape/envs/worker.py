@@ -20,8 +20,6 @@ from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, GrapeError, did_you_mean
 
 ImageFunction = Callable[[np.ndarray], np.ndarray]
-INTERRUPTIONS = {signal.SIGINT, signal.SIGTERM}
-"""Signals that the pool holds back while a worker starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +102,7 @@ class Refused:
 def run_worker(worker: int, connection: Connection, image_fn: ImageFunction | None) -> None:
     """Serve requests until the pool closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool ends its workers itself
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, name="grape-parent-watch", daemon=True).start()
     session = _Session(worker, image_fn)
     while True:
