@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
 import tyro
 from PIL import Image
 
+from grape.demo.evidence import Video, example_videos
+from grape.demo.pipeline import AFTER, BEFORE, Layout
+from grape.demo.plan import parse_plan
 from grape.errors import ConfigError, GrapeError, RecordError
-from grape.rollouts.video import LIBERO_CONTROL_HZ
 
-ARMS = ("before", "after")
+CHANGE = [(BEFORE, "failure"), (AFTER, "success")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,57 +47,58 @@ class BeforeAfter:
             raise ConfigError(f"stride is {self.stride} (at least 1), side {self.side} (at least 16)")
 
 
-def changed_for_the_better(tasks: list[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(suite, beginning of the episode's id) of each task's first state that failed before and succeeded after."""
-    found = []
-    for task in tasks:
-        outcomes = zip(task["init_states"], task["before"], task["after"], strict=True)
-        state = next((name for name, before, after in outcomes if before is False and after is True), None)
-        if state is not None:
-            found.append((task["suite"], f"{task['suite']}--{task['task_id']:02d}--{state.replace('/', '-')}--"))
+def changed_states(run_dir: Path) -> list[list[Video]]:
+    """Of each task that has one, the videos before and after of the first state that changed for the better.
+
+    Raises:
+        RecordError: There is no finished demo, or no such state.
+    """
+    path = run_dir / "result.json"
+    try:
+        result = json.loads(path.read_text())
+        layout = Layout(run_dir=run_dir, plan=parse_plan(result["plan"], str(path)))
+    except (OSError, ValueError, KeyError) as error:
+        raise RecordError(f"{run_dir} holds no finished demo ({error}); finish it first") from error
+    arms = {"arms": [arm for arm, _ in CHANGE]}
+    found = [example_videos(layout, result | arms | {"tasks": [row]}) for row in result["tasks"]]
+    found = [videos for videos in found if [(video.arm, video.status) for video in videos] == CHANGE]
+    if not found:
+        raise RecordError(f"{run_dir} has no videos of a state that failed before and succeeded after: nothing to show")
     return found
 
 
-def read_panel(folder: Path, start: str, config: BeforeAfter) -> list[np.ndarray]:
-    """Thinned-out pictures (S, S, 3) of the video whose name begins so; the last one is kept."""
-    paths = sorted(folder.glob(f"{start}*.mp4"))
-    if not paths:
-        raise RecordError(f"{folder} has no video {start}*.mp4; it belongs to a run of grape demo")
-    frames = [np.asarray(frame) for frame in imageio.get_reader(paths[0], "ffmpeg").iter_data()]
+def read_panel(path: Path, config: BeforeAfter) -> tuple[list[np.ndarray], float]:
+    """Thinned-out pictures (S, S, 3) of a video, the last one kept, and how many the video shows per second."""
+    with imageio.get_reader(path, "ffmpeg") as reader:
+        fps = reader.get_meta_data()["fps"]
+        frames = [np.asarray(frame) for frame in reader.iter_data()]
     shown = [*frames[: -1 : config.stride], *frames[-1:]]
-    return [np.asarray(Image.fromarray(frame).resize((config.side, config.side))) for frame in shown]
+    return [np.asarray(Image.fromarray(frame).resize((config.side, config.side))) for frame in shown], fps
 
 
 def main(config: BeforeAfter) -> None:
     """Read result.json and the videos, write the picture."""
-    try:
-        tasks = json.loads((config.run_dir / "result.json").read_text())["tasks"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RecordError(f"{config.run_dir} holds no finished demo ({error}); finish it first") from error
-    found = changed_for_the_better(tasks)
-    if not found:
-        raise RecordError(f"in {config.run_dir} no state failed before and succeeded after; there is nothing to show")
-    rows = [
-        [read_panel(config.run_dir / "evaluate" / arm / suite / "videos", start, config) for suite, start in found]
-        for arm in ARMS
-    ]
-    length = max(len(panel) for row in rows for panel in row)
+    found = changed_states(config.run_dir)
+    panels = [[read_panel(video.path, config) for video in videos] for videos in found]
+    length = max(len(frames) for column in panels for frames, _ in column)
     pictures = [
-        np.concatenate([np.concatenate([panel[min(t, len(panel) - 1)] for panel in row], axis=1) for row in rows])
+        np.concatenate(
+            [np.concatenate([frames[min(t, len(frames) - 1)] for frames, _ in column]) for column in panels], axis=1
+        )
         for t in range(length)
     ]
     first, *rest = map(Image.fromarray, pictures)
+    _, fps = panels[0][0]
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    milliseconds = round(1000 * config.stride / LIBERO_CONTROL_HZ)
     first.save(
         config.out,
         save_all=True,
         append_images=rest,
-        duration=milliseconds,
+        duration=round(1000 * config.stride / fps),
         loop=0,
         quality=config.quality,
     )
-    print(f"wrote {config.out}: {', '.join(start.rstrip('-') for _, start in found)}")
+    print(f"wrote {config.out}: {', '.join(f'{v.suite} {v.task_id} {v.state}' for v, _ in found)}")
 
 
 if __name__ == "__main__":
