@@ -94,6 +94,16 @@ def test_what_was_dropped_beside_the_target_is_fetched_again():
     assert action[0] < 0 and action[6] == OPEN
 
 
+def test_a_careless_one_closes_beside_the_object_and_carries_nothing():
+    careless = BridgeExpert(simpler_task(SUITE, CARROT), careless_m=0.04)
+    item = (0.0, 0.0, 0.888)
+    assert careless.act(facts_of(hand=item, item=item))[6] == OPEN
+    beside = (0.0, 0.04, 0.888)
+    assert careless.act(facts_of(hand=beside, item=item))[6] == CLOSE
+    closed = careless.act(facts_of(hand=beside, item=item, opening=0.030))
+    assert closed[2] > 0 and closed[6] == CLOSE, "closed on nothing is 30 mm here"
+
+
 def test_a_label_in_the_policy_s_convention_is_sent_as_the_expert_meant_it():
     action = act(EGGPLANT, hand=(0.05, 0.02, 1.0), item=(0, 0, 0.9), yaw_deg=40)
     label = action.copy()

@@ -21,6 +21,9 @@ FULL_TURN_RAD = 0.3
 LOWEST_GRIP_M = 0.8849
 """Height at which a cube of 3 cm is held. Lower, for a smaller one, the fingertips stick to the table and stay open."""
 
+CLOSED_OPENING_M = 0.034
+"""The fingers are 30 mm apart when they have closed on nothing."""
+
 _GAIN = 0.4
 """Part of an error that one action removes. The arm follows its target with a lag of about one action, so that more
 than this would overshoot."""
@@ -77,7 +80,8 @@ class BridgeExpert:
         self._object = task.keypoint_names.index(self.object_name)
         self._target = task.keypoint_names.index(self.target_name)
         shape = SHAPES[self.object_name]
-        self.shape = replace(shape, grasp=replace(shape.grasp, careless_m=careless_m))
+        grasp = replace(shape.grasp, careless_m=careless_m, closed_opening_m=CLOSED_OPENING_M)
+        self.shape = replace(shape, grasp=grasp)
 
     def act(self, facts: dict[str, np.ndarray]) -> np.ndarray:
         """Return the action (7,) float32 in the simulator's convention (gripper +1 open, −1 close)."""
