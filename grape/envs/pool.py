@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -300,6 +301,7 @@ def _held_back_signals() -> Iterator[None]:
     The handlers are what holds them back: a signal may reach a thread that has it unblocked. The mask is for the new
     process, which inherits it until it has its own handler of Ctrl-C.
     """
+    resource_tracker.ensure_running()  # otherwise the first process starts it, which lifts the mask
     caught: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():
