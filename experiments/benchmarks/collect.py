@@ -154,6 +154,7 @@ def main(config: CollectBenchmark) -> None:
         "num_cores": os.cpu_count(),
         "machine": platform.machine(),
         "versions": versions,
+        "checkpoint_hash": session.open_policy(collect).checkpoint_hash,
         "settings": {key: str(value) for key, value in vars(config).items()},
     }
     print(json.dumps(result, indent=1))

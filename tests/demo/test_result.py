@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from grape.demo.result import compare_arms, comparison_in_words, fewest_changes, first_changed_state, rate_in_words
+from grape.demo.result import (
+    compare_arms,
+    comparison_in_words,
+    fewest_changes,
+    first_changed_state,
+    rate_in_words,
+    summary_lines,
+)
 from grape.errors import ConfigError
 from grape.evaluation import StateOutcome
 
@@ -55,6 +64,14 @@ def test_other_states_are_refused() -> None:
 def test_verdicts(before: str, after: str, words: str) -> None:
     test = compare_arms({"suite": states(before)}, {"suite": states(after)})
     assert comparison_in_words(test, 0.05).startswith(words)
+
+
+def test_a_repeated_look_is_told_from_a_first_one(repository: Path) -> None:
+    result = json.loads((repository / "experiments" / "demo" / "result.json").read_text())
+    first, second = (summary_lines({**result, "look": look}) for look in (1, 2))
+    assert [line for line in second if line not in first] == [
+        "These test states have been looked at before: this is look 2, not a first one."
+    ]
 
 
 def test_nothing_is_said_about_crashes_alone() -> None:
