@@ -10,13 +10,15 @@ from tqdm import tqdm
 
 from grape.cli.arguments import parse_config
 from grape.config.states import StatesConfig, parse_state_range
+from grape.envs import spawn
 from grape.files import write_bytes_atomic
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, measure, write, report."""
     config = parse_config(StatesConfig, "states", argv)
-    tasks = [measure_task(config, task_id) for task_id in tqdm(config.task_ids, desc="tasks")]
+    # In processes of their own: `grape demo` has loaded TensorFlow by then, beside which SIMPLER would crash.
+    tasks = [spawn.call(measure_task, config, task_id) for task_id in tqdm(config.task_ids, desc="tasks")]
     content = {"suite": config.task_suite_name, "test": config.test, "used": list(config.used), "tasks": tasks}
     write_bytes_atomic(config.out, (json.dumps(content, indent=1) + "\n").encode())
     for task in tasks:

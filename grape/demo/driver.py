@@ -16,11 +16,14 @@ from grape.demo.report import write_report
 from grape.demo.result import comparison_in_words, gather_result, rate_in_words, summary_lines
 from grape.demo.revision import NOT_COMMITTED, code_revision, committed_revision, require_committed_code
 from grape.demo.stages import RunCommand, Stage, open_run, read_stage, run_stages, total_time_in_words
-from grape.envs.suites import suite_task
+from grape.envs.suites import find_simulator, suite_task
 from grape.errors import ConfigError
 from grape.files import write_bytes_atomic
 
-PLAN_FILES = {"quick": Path("experiments/demo/quick.json"), "full": Path("experiments/demo/plan.json")}
+PLAN_FILES = {
+    "quick": Path("experiments/demo/quick.json"),
+    "full": Path("experiments/demo/plan.json"),
+}
 CheckCommand = Callable[[str, Sequence[str]], object]
 """Refuses, with ``ConfigError``, a command line that ``grape NAME ARGV…`` would refuse; runs nothing."""
 REPORT_FILE, RESULT_FILE, LOG_FILE = "report.html", "result.json", "log.md"
@@ -40,6 +43,7 @@ def run_demo(config: DemoConfig, run_command: RunCommand, check_command: CheckCo
     Raises:
         ConfigError: The plan is wrong, the plan or the code of a proof is uncommitted, or the plan
             differs from that of the folder's run.
+        MissingDependencyError: A simulator's assets are not on this machine.
         StageFailedError: A stage's command failed; finished stages are kept.
     """
     plan_path = config.plan or PLAN_FILES[config.profile]
@@ -95,6 +99,8 @@ def _check_plan(
                 suite_task(suite, task_id).check_states(states.split, states.first, states.num_per_task)
             except ConfigError as error:
                 raise ConfigError(f"{plan_path}: tasks: {error}") from error
+            if require_assets := find_simulator(suite).require_assets:
+                require_assets(suite, task_id)
 
 
 def _means(config: DemoConfig, plan: DemoPlan) -> dict[str, Any]:

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import queue
-import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -25,18 +21,11 @@ from types import TracebackType
 import numpy as np
 
 from grape.envs.protocol import InitStateId
+from grape.envs.spawn import exit_reason, start
 from grape.envs.worker import EnvSpec, ImageFunction, Refused, StartEpisode, TakeAction, WorkerEvent, run_worker
 from grape.errors import ConfigError, SimulatorError
 
 __all__ = ["EnvSpec", "WorkerEvent", "WorkerPool"]
-
-SINGLE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "LP_NUM_THREADS": "1",
-}
-"""Workers are the parallelism: one thread each for linear algebra, and for Mesa's software renderer (LP)."""
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -215,7 +204,7 @@ class WorkerPool:
                 "a worker process could not start, its own message is above; a script that makes a WorkerPool needs "
                 "if __name__ == '__main__': around it"
             )
-        reason = f"the worker process died ({_exit_reason(slot.process.exitcode)})"
+        reason = f"the worker process died ({exit_reason(slot.process.exitcode)})"
         was_busy = slot.deadline is not None
         replacement = self._restart(worker)
         if not was_busy:
@@ -245,8 +234,7 @@ class WorkerPool:
         process = context.Process(
             target=run_worker, args=(worker, theirs, self._image_fn), name=f"grape-worker-{worker}", daemon=True
         )
-        with _environment(SINGLE_THREAD), _held_back_signals():
-            process.start()
+        start(process)
         theirs.close()  # so that the worker's death ends the pipe
         reader = threading.Thread(
             target=_read_replies,
@@ -273,46 +261,3 @@ def _kill_all(slots: list[_Slot]) -> None:
         slot.process.kill()
     for slot in slots:
         slot.process.join()
-
-
-def _exit_reason(code: int | None) -> str:
-    if code is not None and code < 0:
-        hint = ", perhaps for memory" if -code == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{hint}"
-    return f"exit code {code}"
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started meanwhile, unless the user has set them."""
-    added = [name for name in variables if name not in os.environ]
-    os.environ.update({name: variables[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-@contextlib.contextmanager
-def _held_back_signals() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while a process starts, which would otherwise read half of what it is sent.
-
-    The handlers are what holds them back: a signal may reach a thread that has it unblocked. The mask is for the new
-    process, which inherits it until it has its own handler of Ctrl-C.
-    """
-    resource_tracker.ensure_running()  # otherwise the first process starts it, which lifts the mask
-    caught: list[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, lambda arrived, _: caught.append(arrived))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for arrived in caught:
-            signal.raise_signal(arrived)

@@ -60,6 +60,8 @@ class Simulator:
     of ``libraries`` in there, and refuses one that cannot serve. Nothing is loaded."""
     varied_suite: Mapping[str, str] = field(default_factory=dict)
     """Suite of variants -> the suite whose tasks it varies, in the same order; the stages of a task are theirs, too."""
+    require_assets: Callable[[str, int], None] | None = None
+    """Takes suite and task id, and refuses the task where files are missing; loads nothing."""
     download_assets: Callable[[], Path] | None = None
     """Fetches what its package does not bring, and returns where that is; ``None`` where the package brings it all."""
 
@@ -109,6 +111,7 @@ SIMULATORS: dict[str, Simulator] = {
         libraries=("mani-skill", "sapien"),
         statistics=("simpler_bridge", "bridge_orig"),  # for its variants, too; OpenVLA's name of BridgeData V2
         varied_suite=simpler.VARIED_SUITE,
+        require_assets=simpler.require_assets,
         download_assets=simpler.download_assets,
     ),
     simpler_env.BRIDGE_SUITE: Simulator(

@@ -15,7 +15,7 @@ from grape.config.demo import DemoConfig
 from grape.demo import driver
 from grape.demo.driver import run_demo
 from grape.demo.revision import code_revision
-from grape.errors import ConfigError
+from grape.errors import ConfigError, MissingDependencyError
 from tests.demo.test_plan import changed
 from tests.demo.test_revision import git
 
@@ -65,6 +65,15 @@ def test_what_a_late_stage_would_refuse_is_told_before_the_first_look(
         run_demo(DemoConfig(plan=path, run_dir=tmp_path / "run", allow_dirty=True), refuse_to_run, check_command)
     assert str(caught.value).startswith(str(path))
     assert {entry.name for entry in tmp_path.iterdir()} == {"plan.json"}, "no look was logged, no run was begun"
+
+
+def test_missing_assets_are_told_before_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path / "nothing"))
+    official = {"split": "official", "num_per_task": 2}
+    path = write_plan(tmp_path, tasks={"simpler_bridge": [0]}, test_states=official, evaluate={}, collect={})
+    with pytest.raises(MissingDependencyError, match="grape assets simpler"):
+        run_demo(DemoConfig(plan=path, run_dir=tmp_path / "run", allow_dirty=True), refuse_to_run, check_command)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"plan.json"}
 
 
 def stop(name: str, argv: Sequence[str]) -> int:

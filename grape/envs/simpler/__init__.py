@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from grape.envs.simpler.assets import asset_root, check_assets
 from grape.envs.simpler.download import download_assets
 from grape.envs.simpler.env import SimplerEnv
-from grape.envs.simpler.suites import SIMPLER_SUITES, VARIED_SUITE, simpler_task, task_names
+from grape.envs.simpler.suites import SIMPLER_SUITES, VARIED_SUITE, bridge_task, simpler_task, task_names
 
 __all__ = [
     "SIMPLER_SUITES",
@@ -12,6 +13,7 @@ __all__ = [
     "SimplerEnv",
     "download_assets",
     "make_simpler_env",
+    "require_assets",
     "simpler_task",
     "task_names",
 ]
@@ -41,3 +43,13 @@ def make_simpler_env(
     """
     task = simpler_task(suite, task_id).with_max_steps(max_steps)
     return SimplerEnv(task, render_profile=render_profile, camera_size=camera_size)
+
+
+def require_assets(suite: str, task_id: int) -> None:
+    """Refuse a task whose assets are not on this machine.
+
+    Raises:
+        ConfigError: Unknown suite or task.
+        MissingDependencyError: Files are missing; the message names the first ones and the download.
+    """
+    check_assets(asset_root(), bridge_task(suite, task_id))
