@@ -7,7 +7,6 @@ the start of the simulator are left out of it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import resource
@@ -81,7 +80,7 @@ def main(config: SimplerBenchmark) -> None:
         "tasks": tasks,
         "machine": platform.machine(),
         "versions": library_versions(SUITE),
-        "settings": {key: str(value) for key, value in dataclasses.asdict(config).items()},
+        "settings": {"init_split": config.init_split, "num_states": config.num_states},
     }
     print(json.dumps(result, indent=1))
     if config.out is not None:
