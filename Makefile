@@ -1,5 +1,6 @@
 # make demo        the whole loop in at most 15 minutes on two cores (after set-up)
 # make demo-full   the measured proof: experiments/demo/plan.json, at most two hours on two cores
+# make demo-simpler  the proof in SIMPLER: experiments/demo/plan_simpler.json, about 40 minutes; needs grape assets simpler
 # make test        linters, layers, types and tests
 # make setup       the virtual environment alone; the others do it by themselves
 #
@@ -20,7 +21,7 @@ export MUJOCO_GL ?= egl
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo demo-full test lint setup clean
+.PHONY: demo demo-full demo-simpler test lint setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -28,6 +29,9 @@ demo: $(STAMP)
 
 demo-full: $(STAMP)
 	$(PY) -m grape.cli.main demo --profile full --result_file experiments/demo/result.json $(DEMO_FLAGS)
+
+demo-simpler: $(STAMP)
+	$(PY) -m grape.cli.main demo --profile simpler --result_file experiments/demo/result_simpler.json $(DEMO_FLAGS)
 
 test: lint
 	$(PY) -m pytest $(SIMULATOR_TESTS) --durations=10 $(PYTEST_FLAGS)

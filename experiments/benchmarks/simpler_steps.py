@@ -1,8 +1,8 @@
 """SIMPLER's four tasks on the CPU: the expert's success, steps per second of one core, and memory.
 
 Each task runs in a process of its own, one thread, as a worker of the pool does: every step is simulated, drawn and
-asked for its facts. Time is the process's processor time, so that other jobs on the machine do not count; resets and
-the start of the simulator are left out of it.
+asked for its facts. Time is the process's processor time, in which other jobs on the machine count only as far as they
+share its caches; resets and the start of the simulator are left out of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
+from PIL import Image
 from tqdm import trange
 
 from grape.envs import spawn
@@ -35,18 +37,17 @@ class SimplerBenchmark:
     """Of each task, from 0 on."""
     out: Path | None = None
     """JSON file for the figures."""
-    pictures: Path | None = None
-    """Folder for each task's first picture, as PNG."""
+    picture: Path | None = None
+    """Image file for the four tasks' first pictures, 2 x 2."""
 
 
-def measure(config: SimplerBenchmark, task_id: int) -> dict[str, object]:
-    """One task, in this process."""
+def measure(config: SimplerBenchmark, task_id: int) -> tuple[dict[str, object], np.ndarray]:
+    """One task, in this process: its figures, and its first picture (H, W, 3)."""
     env = make_simpler_env(SUITE, task_id)
-    seconds, steps, successes = 0.0, 0, 0
+    seconds, steps, successes, first = 0.0, 0, 0, None
     for index in range(config.num_states):
         observation = env.reset(InitStateId(config.init_split, index))
-        if index == 0 and config.pictures is not None:
-            save_picture(config.pictures / f"{SUITE}_{task_id}.png", observation.image)
+        first = observation.image if first is None else first
         expert, started_s, success = BridgeExpert(env.task), time.process_time(), False
         for _ in range(env.task.max_steps):
             success = env.step(expert.act(env.facts())).success
@@ -55,7 +56,7 @@ def measure(config: SimplerBenchmark, task_id: int) -> dict[str, object]:
         successes += success
     instruction = env.task.instruction
     env.close()
-    return {
+    figures = {
         "task": task_id,
         "instruction": instruction,
         "successes": successes,
@@ -63,19 +64,22 @@ def measure(config: SimplerBenchmark, task_id: int) -> dict[str, object]:
         "steps_per_core_second": round(steps / seconds, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+    return figures, first
 
 
-def save_picture(path: Path, image: object) -> None:
-    """Write an (H, W, 3) uint8 picture."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+def save_picture(path: Path, pictures: list[np.ndarray]) -> None:
+    """Write four (H, W, 3) uint8 pictures in two rows, at half their size."""
+    rows = [np.concatenate(pictures[start : start + 2], axis=1) for start in (0, 2)]
+    image = Image.fromarray(np.concatenate(rows))
+    image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS).save(path)
 
 
 def main(config: SimplerBenchmark) -> None:
     """Measure every task and print the figures."""
-    tasks = [spawn.call(measure, config, task_id) for task_id in trange(len(BRIDGE_TASKS), desc="tasks")]
+    measured = [spawn.call(measure, config, task_id) for task_id in trange(len(BRIDGE_TASKS), desc="tasks")]
+    tasks = [figures for figures, _ in measured]
+    if config.picture is not None:
+        save_picture(config.picture, [picture for _, picture in measured])
     result = {
         "tasks": tasks,
         "machine": platform.machine(),

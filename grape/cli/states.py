@@ -11,12 +11,16 @@ from tqdm import tqdm
 from grape.cli.arguments import parse_config
 from grape.config.states import StatesConfig, parse_state_range
 from grape.envs import spawn
+from grape.envs.suites import find_simulator, suite_task
 from grape.files import write_bytes_atomic
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, measure, write, report."""
     config = parse_config(StatesConfig, "states", argv)
+    for task_id in config.task_ids:
+        for split, indices in map(parse_state_range, (config.test, *config.used)):
+            suite_task(config.task_suite_name, task_id).check_states(split, indices.start, len(indices))
     # In processes of their own: `grape demo` has loaded TensorFlow by then, beside which SIMPLER would crash.
     tasks = [spawn.call(measure_task, config, task_id) for task_id in tqdm(config.task_ids, desc="tasks")]
     content = {"suite": config.task_suite_name, "test": config.test, "used": list(config.used), "tasks": tasks}
@@ -41,14 +45,11 @@ def measure_task(config: StatesConfig, task_id: int) -> dict[str, Any]:
     """
     from grape.envs.initial_states import nearest_state_distance_m, placed_positions_m
     from grape.envs.protocol import InitStateId
-    from grape.envs.suites import find_simulator
 
     simulator = find_simulator(config.task_suite_name)
-    task = simulator.task(config.task_suite_name, task_id)
 
     def ids(text: str) -> list[InitStateId]:
         split, indices = parse_state_range(text)
-        task.check_states(split, indices.start, len(indices))
         return [InitStateId(split, index) for index in indices]
 
     test_ids, used_ids = ids(config.test), [state for text in config.used for state in ids(text)]

@@ -11,9 +11,9 @@ from typing import Literal
 class DemoConfig:
     """The whole preference loop, end to end, with a report."""
 
-    profile: Literal["quick", "full"] = "quick"
-    """``quick`` reads experiments/demo/quick.json (minutes, held-out sampled states), ``full`` reads
-    experiments/demo/plan.json (the measured proof on the official test states)."""
+    profile: Literal["quick", "full", "simpler"] = "quick"
+    """``quick`` reads experiments/demo/quick.json (minutes, few states), ``full`` experiments/demo/plan.json (the
+    measured proof in LIBERO), ``simpler`` experiments/demo/plan_simpler.json (the one in SIMPLER)."""
     plan: Path | None = None
     """Another plan file, instead of the profile's."""
     run_dir: Path | None = None
@@ -23,7 +23,7 @@ class DemoConfig:
     device: str = "auto"
     """torch device of the policy, e.g. ``cpu``, ``cuda:0``; ``auto`` takes a GPU if there is one."""
     allow_dirty: bool = False
-    """Run a plan with official test states although the plan or the code (grape/, finetune.py, constraints.txt) is not
-    committed as it stands, or although another plan has looked at those states; the result says which code it was."""
+    """Run a proof although the plan, the code (grape/, finetune.py, constraints.txt) or the policy's folder is not
+    committed as it stands, or although another plan has looked at its states; the result says which code it was."""
     result_file: Path | None = None
     """Copy result.json to this path, too, e.g. experiments/demo/result.json."""

@@ -23,6 +23,7 @@ from grape.files import write_bytes_atomic
 PLAN_FILES = {
     "quick": Path("experiments/demo/quick.json"),
     "full": Path("experiments/demo/plan.json"),
+    "simpler": Path("experiments/demo/plan_simpler.json"),
 }
 CheckCommand = Callable[[str, Sequence[str]], object]
 """Refuses, with ``ConfigError``, a command line that ``grape NAME ARGV…`` would refuse; runs nothing."""
@@ -105,7 +106,7 @@ def _check_plan(
 
 def _means(config: DemoConfig, plan: DemoPlan) -> dict[str, Any]:
     """Code, device and workers of this attempt: what the plan leaves open and the result has to tell."""
-    code = code_revision()
+    code = code_revision(policy=plan.policy)
     if plan.is_proof and not config.allow_dirty:
         require_committed_code(code)
     from grape.models.checkpoint import resolve_device  # torch takes seconds to load: wrong plans are told before

@@ -13,8 +13,8 @@ from grape.errors import ConfigError
 NOT_COMMITTED = "not committed"
 ROOT = Path(grape.__file__).resolve().parents[1]
 """Folder that holds the package, which is the repository's where it runs from a checkout."""
-CODE = ("grape", "finetune.py", "constraints.txt", "experiments/demo/nano-libero")
-"""What of the repository decides a result, beside the plan: code, and the policy that ships."""
+CODE = ("grape", "finetune.py", "constraints.txt")
+"""What of the repository decides a result, beside the plan and the policy that it names."""
 _INSIST = "or pass --allow_dirty True and say so"
 
 
@@ -38,11 +38,12 @@ def committed_revision(path: Path) -> str:
     return revision
 
 
-def code_revision(root: Path = ROOT) -> dict[str, Any]:
-    """The repository's newest commit, and the files of ``CODE`` that differ from it or are new.
+def code_revision(root: Path = ROOT, policy: str | None = None) -> dict[str, Any]:
+    """The repository's newest commit, and the files of ``CODE`` and of the policy that differ from it or are new.
 
     Args:
         root: Folder that holds the package ``grape``.
+        policy: Checkpoint folder or hub id; only a folder of the repository counts.
 
     Returns:
         ``code_commit`` (``NOT_COMMITTED`` where the package is in no repository, as after ``pip install``) and
@@ -52,8 +53,10 @@ def code_revision(root: Path = ROOT) -> dict[str, Any]:
     commit = _git(root, "rev-parse", "HEAD") if tracked else None
     if not commit:
         return {"code_commit": NOT_COMMITTED, "code_changed": []}
-    changed = _git(root, "diff", "--name-only", "HEAD", "--", *CODE) or ""
-    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE) or ""
+    folder = Path(policy).resolve() if policy is not None else root
+    paths = [*CODE, str(folder)] if root in folder.parents and folder.is_dir() else CODE
+    changed = _git(root, "diff", "--name-only", "HEAD", "--", *paths) or ""
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *paths) or ""
     return {"code_commit": commit, "code_changed": [*changed.splitlines(), *new.splitlines()]}
 
 

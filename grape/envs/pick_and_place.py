@@ -47,8 +47,6 @@ class Grasp:
     """Finger opening below which the object counts as held where a finger touches it; pads alone miss bowl rims."""
     careless_m: float = 0.0
     """Above 0 a careless demonstrator: aims so far beside the grasp, along +y, and takes closed fingers for a grasp."""
-    closed_opening_m: float = 0.015
-    """Finger opening below which a careless demonstrator's fingers are closed: a little more than closed on nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ def quantise(deflection: np.ndarray) -> np.ndarray:
 def _as_the_careless_see_it(scene: Scene, grasp: Grasp) -> Scene:
     """What is there for someone who looks neither where the fingers close nor at what they hold."""
     grip = scene.grip + [0.0, grasp.careless_m, 0.0]
-    if scene.opening_m < grasp.closed_opening_m:
+    if scene.opening_m < grasp.held_opening_m:
         return replace(scene, grip=grip, item=scene.hand + (scene.item - scene.grip), grasped=True)
     return replace(scene, grip=grip, grasped=False, touched=False)
 

@@ -8,8 +8,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import TypeVar
 
@@ -37,32 +39,34 @@ def call(function: Callable[..., Answer], *arguments: object) -> Answer:
         SimulatorError: The process died.
         Exception: What the function raises.
     """
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
-    start(process)
-    theirs.close()  # so that the process's death ends the pipe
-    try:
-        answer = ours.recv()
-    except EOFError:
-        process.join()
-        raise SimulatorError(f"the process of {function.__name__} died ({exit_reason(process.exitcode)})") from None
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    with ProcessPoolExecutor(1, mp_context=context, initializer=begin) as executor:
+        with _environment(SINGLE_THREAD), _held_back_signals():
+            future = executor.submit(function, *arguments)  # starts the process
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise SimulatorError(f"the process of {function.__name__} died; what it said is above") from error
+        except KeyboardInterrupt:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
 
 
-def _answer(connection: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends this process
-    try:
-        answer = function(*arguments)
-    except Exception as error:
-        answer = error
-    connection.send(answer)
+def begin() -> None:
+    """First thing in a new process: leave Ctrl-C to the one that started it, and end with that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, name="grape-parent-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave as soon as the parent is gone, however long what is under way would still take."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(0)
 
 
 def start(process: SpawnProcess) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
-import signal
-import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import numpy as np
 
 from grape.envs.protocol import Env, InitStateId, Observation, TaskSpec
+from grape.envs.spawn import begin
 from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, GrapeError, did_you_mean
 
@@ -101,9 +99,7 @@ class Refused:
 
 def run_worker(worker: int, connection: Connection, image_fn: ImageFunction | None) -> None:
     """Serve requests until the pool closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool ends its workers itself
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, name="grape-parent-watch", daemon=True).start()
+    begin()
     session = _Session(worker, image_fn)
     while True:
         try:
@@ -124,14 +120,6 @@ def run_worker(worker: int, connection: Connection, image_fn: ImageFunction | No
         except (BrokenPipeError, ConnectionResetError):
             break
     # Freeing a simulator that is going away with its process anyway would only cost time.
-    os._exit(0)
-
-
-def _end_with_parent() -> None:
-    """Leave as soon as the pool's process is gone, however long the request under way would still take."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
     os._exit(0)
 
 

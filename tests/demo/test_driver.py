@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def test_what_a_late_stage_would_refuse_is_told_before_the_first_look(
 
 def test_missing_assets_are_told_before_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path / "nothing"))
+    monkeypatch.delitem(sys.modules, "mani_skill", raising=False)  # which remembers another folder
     official = {"split": "official", "num_per_task": 2}
     path = write_plan(tmp_path, tasks={"simpler_bridge": [0]}, test_states=official, evaluate={}, collect={})
     with pytest.raises(MissingDependencyError, match="grape assets simpler"):
@@ -116,7 +118,7 @@ def test_changed_code_never_touches_test_states_unless_the_user_insists(
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "all")
     # This repository's own state is not the test's to decide, so another one stands for it.
-    monkeypatch.setattr(driver, "code_revision", lambda: code_revision(tmp_path))
+    monkeypatch.setattr(driver, "code_revision", lambda **_: code_revision(tmp_path))
     run = tmp_path / "run"
     (package / "__init__.py").write_text("changed = 1")
     with pytest.raises(ConfigError, match="grape/__init__.py differ from commit"):

@@ -59,6 +59,12 @@ def test_code_is_traced_to_its_commit_and_what_differs_from_it(tmp_path: Path) -
     assert code_revision(tmp_path) == {"code_commit": commit, "code_changed": []}
     require_committed_code(code_revision(tmp_path))
 
+    policy = tmp_path / "policy"  # of the plan: another one, or a hub id, decides nothing
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    assert code_revision(tmp_path, policy="openvla/openvla-7b")["code_changed"] == []
+    assert code_revision(tmp_path, policy=str(policy))["code_changed"] == ["policy/config.json"]
+
     (package / "__init__.py").write_text("changed = 1")
     git(tmp_path, "add", ".")
     (package / "new.py").write_text("")

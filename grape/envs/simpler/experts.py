@@ -22,7 +22,7 @@ LOWEST_GRIP_M = 0.8849
 """Height at which a cube of 3 cm is held. Lower, for a smaller one, the fingertips stick to the table and stay open."""
 
 CLOSED_OPENING_M = 0.034
-"""The fingers are 30 mm apart when they have closed on nothing."""
+"""The fingers are 30 mm apart when they have closed on nothing, which the careless take for a grasp."""
 
 _GAIN = 0.4
 """Part of an error that one action removes. The arm follows its target with a lag of about one action, so that more
@@ -80,8 +80,9 @@ class BridgeExpert:
         self._object = task.keypoint_names.index(self.object_name)
         self._target = task.keypoint_names.index(self.target_name)
         shape = SHAPES[self.object_name]
-        grasp = replace(shape.grasp, careless_m=careless_m, closed_opening_m=CLOSED_OPENING_M)
-        self.shape = replace(shape, grasp=grasp)
+        if careless_m > 0.0:
+            shape = replace(shape, grasp=replace(shape.grasp, careless_m=careless_m, held_opening_m=CLOSED_OPENING_M))
+        self.shape = shape
 
     def act(self, facts: dict[str, np.ndarray]) -> np.ndarray:
         """Return the action (7,) float32 in the simulator's convention (gripper +1 open, −1 close)."""
