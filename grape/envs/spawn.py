@@ -42,9 +42,9 @@ def call(function: Callable[..., Answer], *arguments: object) -> Answer:
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=begin) as executor:
-        with _environment(SINGLE_THREAD), _held_back_signals():
-            future = executor.submit(function, *arguments)  # starts the process
         try:
+            with _environment(SINGLE_THREAD), _held_back_signals():
+                future = executor.submit(function, *arguments)  # starts the process
             return future.result()
         except BrokenProcessPool as error:
             raise SimulatorError(f"the process of {function.__name__} died; what it said is above") from error
