@@ -24,6 +24,7 @@ from grape.envs.protocol import InitStateId
 from grape.envs.simpler import make_simpler_env
 from grape.envs.simpler.experts import BridgeExpert
 from grape.envs.simpler.tasks import BRIDGE_TASKS, SUITE
+from grape.errors import ConfigError
 from grape.rollouts.session import library_versions
 
 
@@ -39,6 +40,10 @@ class SimplerBenchmark:
     """JSON file for the figures."""
     picture: Path | None = None
     """Image file for the four tasks' first pictures, 2 x 2."""
+
+    def __post_init__(self) -> None:
+        if self.num_states < 1:
+            raise ConfigError(f"num_states is {self.num_states}; it must be at least 1")
 
 
 def measure(config: SimplerBenchmark, task_id: int) -> tuple[dict[str, object], np.ndarray]:

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import pickle
 import queue
+import signal
 import threading
 import time
 import weakref
@@ -21,7 +22,7 @@ from types import TracebackType
 import numpy as np
 
 from grape.envs.protocol import InitStateId
-from grape.envs.spawn import exit_reason, start
+from grape.envs.spawn import start
 from grape.envs.worker import EnvSpec, ImageFunction, Refused, StartEpisode, TakeAction, WorkerEvent, run_worker
 from grape.errors import ConfigError, SimulatorError
 
@@ -204,7 +205,7 @@ class WorkerPool:
                 "a worker process could not start, its own message is above; a script that makes a WorkerPool needs "
                 "if __name__ == '__main__': around it"
             )
-        reason = f"the worker process died ({exit_reason(slot.process.exitcode)})"
+        reason = f"the worker process died ({_exit_reason(slot.process.exitcode)})"
         was_busy = slot.deadline is not None
         replacement = self._restart(worker)
         if not was_busy:
@@ -261,3 +262,10 @@ def _kill_all(slots: list[_Slot]) -> None:
         slot.process.kill()
     for slot in slots:
         slot.process.join()
+
+
+def _exit_reason(code: int | None) -> str:
+    if code is not None and code < 0:
+        hint = ", perhaps for memory" if -code == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    return f"exit code {code}"

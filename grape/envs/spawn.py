@@ -75,14 +75,6 @@ def start(process: SpawnProcess) -> None:
         process.start()
 
 
-def exit_reason(code: int | None) -> str:
-    """How a process ended, from its exit code."""
-    if code is not None and code < 0:
-        hint = ", perhaps for memory" if -code == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{hint}"
-    return f"exit code {code}"
-
-
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Set environment variables for the processes started meanwhile, unless the user has set them."""
