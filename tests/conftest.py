@@ -50,12 +50,13 @@ def simpler() -> None:
     from grape.envs.simpler.assets import asset_root, check_assets
     from grape.envs.simpler.package import rendering_device
     from grape.envs.simpler.tasks import BRIDGE_TASKS
+    from grape.envs.spawn import call
 
     if SIMPLER_ASSETS.is_dir():
         os.environ.setdefault("MS_ASSET_DIR", str(SIMPLER_ASSETS))
     try:
         for task in BRIDGE_TASKS:
             check_assets(asset_root(), task)
-        rendering_device()
+        call(rendering_device)  # an earlier test may have loaded TensorFlow into this process
     except GrapeError as error:
         pytest.skip(f"SIMPLER is not tested: {error}")

@@ -63,8 +63,9 @@ def rendering_device() -> str:
 
     Raises:
         MissingDependencyError: SAPIEN is not installed.
-        SimulatorError: There is no usable Vulkan driver.
+        SimulatorError: There is no usable Vulkan driver, or TensorFlow is loaded in this process.
     """
+    refuse_tensorflow("SIMPLER")
     select_driver()
     with quiet():
         sapien: Any = require("sapien", extra=EXTRA)
