@@ -1,6 +1,6 @@
 # make demo        the whole loop in at most 15 minutes on two cores (after set-up)
 # make demo-full   the measured proof: experiments/demo/plan.json, at most two hours on two cores
-# make demo-simpler  the proof in SIMPLER: experiments/demo/plan_simpler.json, not run to the end yet; needs grape assets simpler
+# make demo-simpler  the proof in SIMPLER under the committed plan experiments/demo/plan_simpler.json; needs grape assets simpler
 # make test        linters, layers, types and tests
 # make setup       the virtual environment alone; the others do it by themselves
 #
