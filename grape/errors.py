@@ -37,6 +37,10 @@ class ConstraintError(GrapeError, ValueError):
     """A stage constraint does not parse, or does not evaluate to a finite number."""
 
 
+class ProposalError(GrapeError):
+    """A vision-language model gave no answer, or none that can be used."""
+
+
 class PairingError(GrapeError):
     """Trajectories cannot be paired, or chosen and rejected data sets do not match."""
 
