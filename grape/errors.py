@@ -59,3 +59,9 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(got, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Known: {', '.join(names) or '(none)'}."
+
+
+def shorten(text: object, limit: int = 120) -> str:
+    """The text, cut for an error message: what others wrote may be as long as they like."""
+    text = str(text)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

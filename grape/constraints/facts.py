@@ -43,10 +43,9 @@ class FactTable:
 
     def column(self, fact: str, keypoint: str) -> np.ndarray:
         """One keypoint's values of one fact, (R,) or (R, 3)."""
-        values = self.fact(fact)
         if keypoint not in self.keypoint_names:
             raise ConstraintError(f"unknown keypoint {keypoint!r}.{did_you_mean(keypoint, self.keypoint_names)}")
-        return values[:, self.keypoint_names.index(keypoint)]
+        return self.fact(fact, self.keypoint_names.index(keypoint))
 
     def others(self, fact: str, excluded: Sequence[str]) -> np.ndarray:
         """Whether the condition ``fact`` holds for any keypoint but ``excluded``, (R,) bool."""
@@ -64,11 +63,12 @@ class FactTable:
             )
         return goals[:, index]
 
-    def fact(self, name: str) -> np.ndarray:
-        """One whole fact; conditions as bool, numbers as float64."""
+    def fact(self, name: str, column: int | None = None) -> np.ndarray:
+        """A copy of one fact, or of one of its columns; conditions as bool, numbers as float64."""
         if name not in self._facts:
             raise ConstraintError(f"the episode has no fact {name!r}.{did_you_mean(name, self._facts)}")
-        return self._facts[name].astype(bool if name in _CONDITIONS else np.float64)
+        values = self._facts[name] if column is None else self._facts[name][:, column]
+        return values.astype(bool if name in _CONDITIONS else np.float64)
 
     def approach_axis(self) -> np.ndarray:
         """Unit vector along which the gripper points, world frame, (R, 3): its own z axis."""

@@ -8,7 +8,6 @@ a constraint that exists is a constraint that parses.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from grape.constraints.expression import Expression, compile_condition, compile_cost
-from grape.errors import ConstraintError, did_you_mean
-from grape.optional import require
+from grape.constraints.reading import check_label, read_data
+from grape.constraints.units import check_threshold
+from grape.errors import ConstraintError, did_you_mean, shorten
 
 COSTS = ("collision", "grasp", "path", "sub_goal")
 """The four kinds of cost. The first three accumulate over a stage's steps; ``sub_goal`` is its smallest residual."""
@@ -55,10 +55,14 @@ class Stage:
         unknown = set(self.thresholds) - set(COSTS)
         if unknown:
             name = min(unknown)
-            raise ConstraintError(f"stage {self.name!r}: no cost is called {name!r}.{did_you_mean(name, COSTS)}")
+            raise ConstraintError(
+                f"stage {self.name!r}: no cost is called {shorten(name)!r}.{did_you_mean(shorten(name), COSTS)}"
+            )
         try:
             for name in COSTS:
-                self.cost(name)
+                expression = self.cost(name)
+                if expression is not None and name in self.thresholds:
+                    check_threshold(name, self.thresholds[name], expression.quantity)
             for name in CONDITIONS:
                 self.condition(name)
         except ConstraintError as error:
@@ -166,25 +170,15 @@ def load_constraints(path: Path) -> TaskConstraints:
     Raises:
         ConstraintError: The file cannot be read, parsed or compiled; the message names it.
     """
+    data = read_data(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConstraintError(f"{path}: cannot be read ({error})") from error
-    if path.suffix == ".json":
-        errors: tuple[type[Exception], ...] = (ValueError, RecursionError)
-        parse: Any = json.loads
-    else:
-        yaml = require("yaml", extra="train")
-        errors, parse = (yaml.YAMLError, ValueError, RecursionError), yaml.safe_load
-    try:
-        return TaskConstraints.from_dict(parse(text))
+        return TaskConstraints.from_dict(data)
     except ConstraintError as error:
         raise ConstraintError(f"{path}: {error}") from error
-    except errors as error:
-        raise ConstraintError(f"{path}: is not {path.suffix[1:]} ({error})") from error
 
 
-_TEXT_FIELDS = ("name", "subtask", "instruction", "source", *COSTS, *CONDITIONS)
+_LABELS = ("name", "subtask", "instruction", "source")
+_TEXT_FIELDS = (*_LABELS, *COSTS, *CONDITIONS)
 
 
 def _checked_fields(owner: Any, data: Any, where: str) -> dict[str, Any]:
@@ -193,15 +187,21 @@ def _checked_fields(owner: Any, data: Any, where: str) -> dict[str, Any]:
     fields = {spec.name: spec for spec in dataclasses.fields(owner)}
     for name, value in data.items():
         if name not in fields:
-            raise ConstraintError(f"{where} has an unknown field {name!r}.{did_you_mean(str(name), fields)}")
+            raise ConstraintError(
+                f"{where} has an unknown field {shorten(name)!r}.{did_you_mean(shorten(name), fields)}"
+            )
         if name in _TEXT_FIELDS and not isinstance(value, str):
             raise ConstraintError(f"{where}: {name!r} must be text, got {type(value).__name__}")
+        if name in _LABELS:
+            check_label(value, f"{where}: {name!r}")
         if name == "patience_steps" and type(value) is not int:
-            raise ConstraintError(f"{where}: 'patience_steps' must be a whole number, got {value!r}")
+            raise ConstraintError(f"{where}: 'patience_steps' must be a whole number, got {shorten(repr(value))}")
         if name == "keypoint_names" and not _is_list_of_text(value):
             raise ConstraintError(f"{where}: 'keypoint_names' must be a list of names")
         if name == "thresholds" and not _is_numbers(value):
-            raise ConstraintError(f"{where}: 'thresholds' must map cost names to numbers >= 0, got {value!r}")
+            raise ConstraintError(
+                f"{where}: 'thresholds' must map cost names to numbers >= 0, got {shorten(repr(value))}"
+            )
     for name, spec in fields.items():
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and name not in data:
@@ -216,4 +216,9 @@ def _is_list_of_text(value: Any) -> bool:
 def _is_numbers(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
-    return all(type(number) in (int, float) and 0 <= number <= 1e6 for number in value.values())
+    return all(is_amount(number) for number in value.values())
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value can be a threshold: a number from 0 to 1e6."""
+    return type(value) in (int, float) and 0 <= value <= 1e6
