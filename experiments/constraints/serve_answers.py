@@ -1,10 +1,11 @@
-"""An endpoint on this machine for trying ``grape constraints propose`` without a model, a key or a network.
+r"""An endpoint on this machine for trying ``grape constraints propose`` without a model, a key or a network.
 
-It speaks OpenAI's chat-completions protocol and answers with the file of ``answers/`` that has the task's words. No model
-is behind it: every answer was written by hand, and says so.
+It speaks OpenAI's chat-completions protocol and answers with the file of ``answers/`` that has the task's words. No
+model is behind it: every answer was written by hand, and says so.
 
     python experiments/constraints/serve_answers.py
-    grape constraints propose --suite libero_goal --task_id 6 --base_url http://127.0.0.1:8123/v1 --model written-by-hand
+    grape constraints propose --suite libero_goal --task_id 6 --model written-by-hand \
+        --base_url http://127.0.0.1:8123/v1
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def main() -> None:
     port = parser.parse_args().port
     Handler.answers = load_answers(ANSWERS)
     with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
-        print(f"answers written by hand, for {len(Handler.answers)} tasks: http://127.0.0.1:{server.server_port}/v1", flush=True)
+        print(
+            f"answers written by hand, for {len(Handler.answers)} tasks: http://127.0.0.1:{server.server_port}/v1",
+            flush=True,
+        )
         server.serve_forever()
 
 

@@ -103,7 +103,9 @@ def make_scene(config: ConstraintsProposeConfig, spec: TaskSpec | None) -> Scene
     if spec is None:
         assert config.task is not None and config.image is not None  # the config has checked it
         named = tuple(SceneKeypoint(name=name) for name in config.keypoint_names)
-        return scene_of_picture(config.image, config.task, read_keypoints(config.keypoints) if config.keypoints else named)
+        return scene_of_picture(
+            config.image, config.task, read_keypoints(config.keypoints) if config.keypoints else named
+        )
     task, goals = config.task or spec.instruction, spec.goal_predicates
     if config.image is not None:
         keypoints = tuple(SceneKeypoint(name=name) for name in spec.keypoint_names)
@@ -147,9 +149,7 @@ def constraints_data(constraints: TaskConstraints) -> dict[str, Any]:
     return data
 
 
-def provenance(
-    config: ConstraintsProposeConfig, scene: Scene, asking: Asking, proposal: Proposal
-) -> dict[str, Any]:
+def provenance(config: ConstraintsProposeConfig, scene: Scene, asking: Asking, proposal: Proposal) -> dict[str, Any]:
     """Everything that led to the constraints but the key: enough to repeat them from the cache."""
     return {
         "format_version": 1,
@@ -183,8 +183,12 @@ def report(config: ConstraintsProposeConfig, proposal: Proposal, out: Path) -> N
     print(spent(config, proposal))
     print_stages(proposal.constraints)
     print(f"wrote {out}, with {out.with_suffix('.png').name} (the picture as it was sent),")
-    print(f"{out.with_suffix('.prompt.txt').name} (the words) and {out.with_suffix('.proposal.json').name} (where it comes from)")
-    print(f"A proposal is not to be trusted yet: {shlex.join(['grape', 'constraints', 'check', str(out)])} --rollouts RUN")
+    print(
+        f"{out.with_suffix('.prompt.txt').name} (the words) and {out.with_suffix('.proposal.json').name} (where it comes from)"
+    )
+    print(
+        f"A proposal is not to be trusted yet: {shlex.join(['grape', 'constraints', 'check', str(out)])} --rollouts RUN"
+    )
     print(f"then: grape score RUN --constraints_dir {shlex.quote(str(out.parent))}")
 
 

@@ -16,8 +16,8 @@ Objective = Literal["task_completion", "safety", "efficiency"]
 class ConstraintsProposeConfig:
     """Ask a vision-language model for a task's stages, through any endpoint that speaks OpenAI's chat completions.
 
-    The key is read from OPENAI_API_KEY alone; servers without one, such as vLLM at home, need none. Nothing of an answer is
-    run: it is read as data in the constraint language, and refused where it is anything else.
+    The key is read from OPENAI_API_KEY alone; servers without one, such as vLLM at home, need none. Nothing of an
+    answer is run: it is read as data in the constraint language, and refused where it is anything else.
     """
 
     task: str | None = None
@@ -77,7 +77,9 @@ class ConstraintsProposeConfig:
                 "name what can be referred to: --keypoints FILE (of grape constraints keypoints), or --keypoint_names"
             )
         if self.suite is not None and (self.keypoints is not None or self.keypoint_names):
-            raise ConfigError("the keypoints of a suite's task are the simulator's; leave --keypoints and its names out")
+            raise ConfigError(
+                "the keypoints of a suite's task are the simulator's; leave --keypoints and its names out"
+            )
         if self.offline and self.refresh:
             raise ConfigError("--offline takes answers from the cache, --refresh replaces them: choose one")
         if self.model in ("bddl", "shipped", "file"):
@@ -95,4 +97,6 @@ class ConstraintsProposeConfig:
         }
         for name, value in (*positive.items(), *at_least_0.items()):
             if value is not None and not (0 <= value < math.inf and (value > 0 or name in at_least_0)):
-                raise ConfigError(f"{name}={value}: want a finite number {'at least' if name in at_least_0 else 'above'} 0")
+                raise ConfigError(
+                    f"{name}={value}: want a finite number {'at least' if name in at_least_0 else 'above'} 0"
+                )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -108,6 +109,7 @@ def _hashed(part: dict[str, Any]) -> dict[str, str]:
     return {"type": "pixels_sha256", "pixels_sha256": pixels_digest(picture)}
 
 
+@functools.lru_cache(maxsize=4)
 def pixels_digest(picture: bytes) -> str:
     """SHA-256 of a picture's size and pixels: its file differs with the machine's zlib."""
     with Image.open(io.BytesIO(picture)) as image:

@@ -124,15 +124,17 @@ def ask(
 def _answer(client: Any, endpoint: Endpoint, request: dict[str, Any]) -> Completion:
     """One answer. The client retries until the body begins; what breaks in the body is retried here."""
     # The client's HTTP library has had two names; its errors come as they are once the body has begun.
-    transport_error = importlib.import_module(type(client.base_url).__module__.partition(".")[0]).HTTPError
+    http = importlib.import_module(type(client.base_url).__module__.partition(".")[0])
     for attempt in range(endpoint.max_retries + 1):
         try:
             with client.chat.completions.with_streaming_response.create(**request) as response:
                 return read_completion(_read_body(response, endpoint.timeout_s))
-        except (transport_error, BrokenBodyError) as error:
+        except (http.HTTPError, BrokenBodyError) as error:
             if attempt == endpoint.max_retries:
                 if isinstance(error, BrokenBodyError):
                     raise
+                if isinstance(error, http.TimeoutException):
+                    raise _too_slow(endpoint.timeout_s) from None
                 raise BrokenBodyError(f"the connection broke in the answer ({type(error).__name__})") from None
         time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
     raise AssertionError("the last attempt either answers or raises")
@@ -145,23 +147,30 @@ def _read_body(response: Any, timeout_s: float) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise ProposalError(f"the endpoint's answer has more than {MAX_BODY_BYTES // 2**20} MiB; it is not read on")
         if time.monotonic() - begin > timeout_s:  # the client's own limit is for each piece
-            raise BrokenBodyError(f"the answer was not complete after {timeout_s:g} s; allow more with --timeout_s")
+            raise _too_slow(timeout_s)
     return bytes(body)
+
+
+def _too_slow(timeout_s: float) -> BrokenBodyError:
+    return BrokenBodyError(f"the answer was not complete after {timeout_s:g} s; allow more with --timeout_s")
 
 
 def _response_formats(structured: Structured, schema: Mapping[str, Any]) -> list[dict[str, Any] | None]:
     by_schema = {"type": "json_schema", "json_schema": {"name": "stage_constraints", "strict": True, "schema": schema}}
     any_json = {"type": "json_object"}
-    return {
+    formats: dict[Structured, list[dict[str, Any] | None]] = {
         "auto": [by_schema, any_json, None],
         "json_schema": [by_schema],
         "json_object": [any_json],
         "off": [None],
-    }[structured]
+    }
+    return formats[structured]
 
 
 def _is_about_format(message: str) -> bool:
-    return re.search(r"response_?format|json_?schema|json_?object|json mode|structured|guided", message, re.I) is not None
+    return (
+        re.search(r"response_?format|json_?schema|json_?object|json mode|structured|guided", message, re.I) is not None
+    )
 
 
 def _blot(endpoint: Endpoint, text: str) -> str:
@@ -178,7 +187,10 @@ def _explain(error: Any, endpoint: Endpoint, model: str) -> str:
     if status in (401, 403):
         return f"{place} refused the key ({status}): {said}; set OPENAI_API_KEY to a key of this endpoint"
     if status == 404:
-        return f"{place} knows no model {model!r}, or is no such endpoint (404): {said}; check --model and --base_url (usually ends in /v1)"
+        return (
+            f"{place} knows no model {model!r}, or is no such endpoint (404): {said}; check --model, and --base_url, "
+            "which usually ends in /v1"
+        )
     if status == 429:
         wait = error.response.headers.get("retry-after")
         asked = f"; it asks to wait {wait[:40]} s" if wait else ""

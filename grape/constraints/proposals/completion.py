@@ -1,4 +1,4 @@
-"""One chat completion out of the bytes that an endpoint sent: JSON, or server-sent events where streaming was asked for.
+"""One chat completion out of the bytes that an endpoint sent: JSON, or server-sent events where it streams.
 
 The official client sends the request and judges the status; the body is read here, because it has to be bounded in
 size and time, stored as it came, and because not every server keeps to one of the two forms.
@@ -67,9 +67,10 @@ def _joined(events: list[Any]) -> dict[str, Any]:
             return {"error": event.get("error") if isinstance(event, dict) else event}
         whole.update({name: event[name] for name in ("model", "usage") if event.get(name)})
         choice = _first(event.get("choices"))
-        delta = choice.get("delta") if isinstance(choice.get("delta"), dict) else {}
+        delta = choice.get("delta")
         for name in texts:
-            texts[name] += delta[name] if isinstance(delta.get(name), str) else ""
+            part = delta.get(name) if isinstance(delta, dict) else None
+            texts[name] += part if isinstance(part, str) else ""
         reason = choice.get("finish_reason") or reason
     if reason is None:
         raise BrokenBodyError("the endpoint's stream ended before the answer did")

@@ -36,7 +36,7 @@ class Proposal:
     turns: tuple[Turn, ...]
 
     def tokens(self, *, new: bool = False) -> tuple[int, int] | None:
-        """Tokens in and out of all turns, or of those that were asked now; ``None`` where the endpoint gave no count."""
+        """Tokens in and out of all turns, or of those asked now; ``None`` where the endpoint gave no count."""
         completions = [turn.answer.completion for turn in self.turns if not (new and turn.from_cache)]
         counts = [(one.input_tokens, one.output_tokens) for one in completions]
         total_in, total_out = 0, 0

@@ -1,4 +1,4 @@
-"""What a model is shown of a task: one picture with numbered keypoints, their list, and the goals that can be asked for."""
+"""What a model is shown of a task: a picture with numbered keypoints, their list, and the goals that it may ask for."""
 
 from __future__ import annotations
 

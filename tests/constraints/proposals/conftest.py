@@ -67,7 +67,7 @@ class Shell:
 
 @pytest.fixture
 def shell(server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
-    picture = np.random.default_rng(0).integers(90, 110, (240, 320, 3)).astype(np.uint8)
+    picture = np.tile(np.linspace(80, 120, 320).astype(np.uint8)[None, :, None], (240, 1, 3))
     Image.fromarray(picture).save(tmp_path / "scene.png")
     rows = [
         {"number": i, "name": name, "mask": name, "pixel": pixel, "position_m": [0.1 * i, 0.2, 0.9]}
@@ -75,5 +75,3 @@ def shell(server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ]
     (tmp_path / "keypoints.json").write_text(json.dumps({"settings": {}, "keypoints": rows}))
     return Shell(server, tmp_path, capsys)
-
-

@@ -1,4 +1,4 @@
-"""Answers are kept, found again, given to others and never believed when damaged; and what happens with nobody to ask."""
+"""Answers are kept, found again, given to others, never believed when damaged; and what comes with nobody to ask."""
 
 from __future__ import annotations
 

@@ -58,13 +58,19 @@ def test_what_asking_again_cannot_help_fails_at_once(shell: Shell, server: ChatS
     assert code == 1 and str(status) in complaint and next_step in complaint and len(server.requests) == 1
 
 
-@pytest.mark.parametrize("pieces", [[WHOLE], [WHOLE[i : i + 1] for i in range(len(WHOLE))]], ids=["late", "drip"])
-def test_a_slow_body_is_a_time_out(shell: Shell, server: ChatServer, pieces) -> None:
-    server.play(Reply(pieces=pieces, pause_s=1.2 if len(pieces) == 1 else 0.05))
-    code, _, complaint = shell.run("--timeout_s", "0.4", "--max_retries", "0")
-    assert code == 1 and "--timeout_s" in complaint
-    server.play(Reply(pieces=pieces[:20], pause_s=1.2 if len(pieces) == 1 else 0.05), GOOD)
-    assert shell.run("--timeout_s", "0.4", "--max_retries", "1")[0] == 0 and len(server.requests) == 2
+SLOW = {
+    "late": Reply(pieces=[WHOLE], pause_s=6),
+    "in drops": Reply(pieces=[WHOLE[i : i + 1] for i in range(len(WHOLE))], pause_s=0.1),
+}
+
+
+@pytest.mark.parametrize("reply", SLOW.values(), ids=SLOW)
+def test_a_slow_body_is_a_time_out_and_asked_again(shell: Shell, server: ChatServer, reply: Reply) -> None:
+    server.play(reply)
+    code, _, complaint = shell.run("--timeout_s", "0.5", "--max_retries", "0")
+    assert code == 1 and "after 0.5 s; allow more with --timeout_s" in complaint and len(server.requests) == 1
+    server.play(reply, GOOD)
+    assert shell.run("--timeout_s", "3", "--max_retries", "1")[0] == 0 and len(server.requests) == 2
 
 
 BROKEN = {

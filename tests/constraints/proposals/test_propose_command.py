@@ -1,4 +1,4 @@
-"""``grape constraints propose`` against a real HTTP server, through the real client: what is sent, and what comes of it."""
+"""``grape constraints propose`` against a real HTTP server, through the real client: what is sent, what comes of it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def test_streamed_or_not_fenced_or_not_the_result_is_the_same(shell: Shell, serv
 
 
 @pytest.mark.parametrize("bad", [answers.UNKNOWN_KEYPOINT, answers.NOT_JSON, answers.CODE, "{", "[]"])
-def test_an_answer_that_cannot_be_used_is_sent_back_once_with_its_problems(shell: Shell, server: ChatServer, bad) -> None:
+def test_an_answer_that_cannot_be_used_is_sent_back_once_with_its_problems(
+    shell: Shell, server: ChatServer, bad
+) -> None:
     server.play(completion(bad), completion(answers.GOOD))
     code, shown, _ = shell.run()
     assert code == 0 and "had to be repaired" in shown and "2400 in, 600 out" in shown
@@ -144,6 +146,11 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(shell: Shell, server
     assert shell.run("--overwrite")[0] == 0 and load_constraints(shell.out).source == "by-hand"
 
 
+def on_one_line(complaint: str) -> str:
+    """Without the frame that the command line puts around what is wrong with a setting."""
+    return " ".join(complaint.split())
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -163,8 +170,8 @@ def test_a_question_that_cannot_be_asked(shell: Shell, server: ChatServer, flags
     Image.new("RGB", (64, 48)).save("small.png")
     shell.capsys.readouterr()
     server.play(completion(answers.GOOD))
-    assert main(["constraints", "propose", "--model", "by-hand", "--base_url", server.base_url, *flags]) == 1
-    assert said in shell.capsys.readouterr().err and server.requests == []
+    assert main(["constraints", "propose", "--model", "by-hand", "--base_url", server.base_url, *flags]) != 0
+    assert said in on_one_line(shell.capsys.readouterr().err) and server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -184,4 +191,4 @@ def test_a_question_that_cannot_be_asked(shell: Shell, server: ChatServer, flags
 def test_a_setting_that_cannot_be_honoured(shell: Shell, server: ChatServer, flags, said) -> None:
     server.play(completion(answers.GOOD))
     code, _, complaint = shell.run(*flags)
-    assert code == 1 and said in complaint and server.requests == [] and "secret-pw" not in complaint
+    assert code != 0 and said in on_one_line(complaint) and server.requests == [] and "secret-pw" not in complaint
