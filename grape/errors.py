@@ -62,6 +62,7 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
 
 
 def shorten(text: object, limit: int = 120) -> str:
-    """The text, cut for an error message: what others wrote may be as long as they like."""
+    """The text, fit for an error message: what others wrote may be long, and may hold what steers a terminal."""
     text = str(text)
+    text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -9,13 +9,13 @@ from typing import Any
 
 from grape.constraints.expression import Expression, compile_condition, compile_cost
 from grape.constraints.ordering import Outline, ordering_problems
-from grape.constraints.reading import check_label, parse_json
+from grape.constraints.reading import check_label, checked_text, parse_json
 from grape.constraints.stages import COSTS, MAX_STAGES, Stage, TaskConstraints, is_amount
 from grape.constraints.units import check_threshold
 from grape.errors import ConstraintError, did_you_mean, shorten
 
 MAX_PROBLEMS = 10
-MAX_NAME_CHARACTERS = 80
+MAX_NAME_CHARACTERS = 120
 _CONDITIONS = ("done_when", "requires")
 
 
@@ -94,7 +94,7 @@ def parse_answer(
 
 def _unwrapped(text: str) -> str:
     """The JSON of an answer, without what chat models put around it."""
-    text = text.removeprefix("\ufeff").strip()
+    text = checked_text(text).strip()
     if text.startswith("<think>"):
         text = text.partition("</think>")[2].strip()
     if not text:

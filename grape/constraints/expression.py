@@ -120,8 +120,9 @@ def _parse(source: str) -> ast.expr:
     if len(source) > MAX_CHARACTERS:
         raise ConstraintError(f"{len(source)} characters, at most {MAX_CHARACTERS} are allowed")
     # ast folds look-alike letters into ASCII (NFKC), so what is read would not be what is run
-    if not source.isascii() or not source.replace("\n", " ").isprintable():
-        raise ConstraintError("only printable ASCII characters are allowed")
+    strange = next((c for c in source if c != "\n" and not (c.isascii() and c.isprintable())), None)
+    if strange is not None:
+        raise ConstraintError(f"only printable ASCII characters are allowed, got {strange!a}")
     if "\\" in source or "#" in source:  # what is read would not be what is meant
         raise ConstraintError("neither backslashes nor comments are allowed")
     if not source.strip():

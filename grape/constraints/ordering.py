@@ -64,11 +64,13 @@ def _required_too_early(stages: Sequence[Outline], done: Sequence[frozenset[str]
     for index, stage in enumerate(stages):
         for fact in sorted(conjuncts(stage.requires) if stage.requires else ()):
             later = [i for i in range(index, len(stages)) if fact in (done[i] or ())]
-            if _BROUGHT_ABOUT.fullmatch(fact) and fact not in brought_about and later:
-                problems.append(
-                    f"{stage.label} requires {fact}, which only {stages[later[0]].label} brings about; "
-                    "change their order, or leave the requirement out"
-                )
+            if not _BROUGHT_ABOUT.fullmatch(fact) or fact in brought_about or not later:
+                continue
+            by = "itself" if later[0] == index else stages[later[0]].label
+            problems.append(
+                f"{stage.label} requires {fact}, which only {by} brings about; "
+                "change their order, or leave the requirement out"
+            )
         if done[index] is None:
             break  # what it brings about is unknown
         brought_about |= done[index] or set()

@@ -33,11 +33,13 @@ def read_data(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        text = content.decode("utf-8")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ConstraintError(f"{path}: cannot be read ({error})") from error
     try:
-        return (parse_json if path.suffix == ".json" else parse_yaml)(text)
+        _check_size(len(content))
+        return (parse_json if path.suffix == ".json" else parse_yaml)(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConstraintError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
     except ConstraintError as error:
         raise ConstraintError(f"{path}: {error}") from error
 
@@ -48,9 +50,9 @@ def parse_json(text: str) -> Any:
     Raises:
         ConstraintError: The text is too long, is not JSON, or says what is not plain data.
     """
-    text = _checked_text(text)
+    text = checked_text(text)
     try:
-        data = json.loads(text, object_pairs_hook=_without_repeats)
+        data = json.loads(text, object_pairs_hook=_mapping)
     except ConstraintError:
         raise
     except json.JSONDecodeError as error:
@@ -70,7 +72,7 @@ def parse_yaml(text: str) -> Any:
         ConstraintError: The text is too long, is not YAML, or says what is not plain data.
     """
     yaml = require("yaml", extra="train")
-    text = _checked_text(text)
+    text = checked_text(text)
     try:
         data = _plain_loader()(text).get_single_data()
     except ConstraintError:
@@ -81,6 +83,12 @@ def parse_yaml(text: str) -> Any:
     return data
 
 
+def checked_text(text: str) -> str:
+    """The text less a leading byte-order mark; raises ``ConstraintError`` where it is larger than is read."""
+    _check_size(len(text.encode("utf-8", "surrogatepass")))
+    return text.removeprefix("\ufeff")
+
+
 def check_label(text: str, what: str, limit: int = MAX_LABEL_CHARACTERS) -> None:
     """Raise ``ConstraintError`` unless a name or instruction can be shown to people: short, on one line, printable."""
     if len(text) > limit:
@@ -89,16 +97,16 @@ def check_label(text: str, what: str, limit: int = MAX_LABEL_CHARACTERS) -> None
         raise ConstraintError(f"{what} must be printable text on one line, got {shorten(ascii(text))}")
 
 
-def _checked_text(text: str) -> str:
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if size > MAX_BYTES:
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
         raise ConstraintError(f"is larger than {MAX_BYTES} bytes, the most that is read")
-    return text.removeprefix("\ufeff")
 
 
-def _without_repeats(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    data: dict[Any, Any] = {}
+def _mapping(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
     for name, value in pairs:
+        if not isinstance(name, str):
+            raise ConstraintError(f"has the key {shorten(ascii(name))}, which is not text; write it in quotes")
         if name in data:
             raise ConstraintError(f"says {shorten(ascii(name))} twice in one mapping; say it once")
         data[name] = value
@@ -110,8 +118,6 @@ def _check_plain(data: Any, where: str = "", depth: int = 0) -> None:
         raise ConstraintError(f"is nested deeper than {MAX_NESTING} levels")
     if isinstance(data, dict):
         for name, value in data.items():
-            if not isinstance(name, str):
-                raise ConstraintError(f"has the key {shorten(ascii(name))}, which is not text; write it in quotes")
             _check_plain(value, f"{where} {shorten(ascii(name))}", depth + 1)
     elif isinstance(data, list):
         for index, value in enumerate(data):
@@ -154,8 +160,8 @@ def _plain_loader() -> Any:
             self.depth -= 1
             return node
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            return _without_repeats(
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+            return _mapping(
                 [
                     (self.construct_object(name, deep=True), self.construct_object(value, deep))
                     for name, value in node.value
