@@ -129,8 +129,8 @@ def fall_back(config: ConstraintsProposeConfig, spec: TaskSpec | None, out: Path
     """
     if spec is None:
         raise ConfigError(
-            f"{why}, and no constraints are stored for a task in words alone; name an endpoint (--base_url, --model), or "
-            "write the stages by hand (docs/constraints.md)"
+            f"{why}, and no constraints are stored for a task in words alone; name an endpoint (--base_url, --model), "
+            "or write the stages by hand (docs/constraints.md)"
         )
     constraints = toolkit_constraints(spec)
     write_json(out, constraints_data(constraints))
@@ -144,7 +144,7 @@ def fall_back(config: ConstraintsProposeConfig, spec: TaskSpec | None, out: Path
 
 def constraints_data(constraints: TaskConstraints) -> dict[str, Any]:
     """Plain data as ``load_constraints`` reads it; fields that say nothing are left out."""
-    data = dataclasses.asdict(constraints)
+    data = {name: value for name, value in dataclasses.asdict(constraints).items() if value}
     data["stages"] = [{name: value for name, value in stage.items() if value} for stage in data["stages"]]
     return data
 
@@ -182,9 +182,8 @@ def report(config: ConstraintsProposeConfig, proposal: Proposal, out: Path) -> N
     print(f"{config.model}: {len(proposal.turns)} answer(s), {cached} of them from the cache{repaired}")
     print(spent(config, proposal))
     print_stages(proposal.constraints)
-    print(f"wrote {out}, with {out.with_suffix('.png').name} (the picture as it was sent),")
     print(
-        f"{out.with_suffix('.prompt.txt').name} (the words) and {out.with_suffix('.proposal.json').name} (where it comes from)"
+        f"wrote {out}; beside it, with the same name: .png and .prompt.txt (what was sent), .proposal.json (its origin)"
     )
     print(
         f"A proposal is not to be trusted yet: {shlex.join(['grape', 'constraints', 'check', str(out)])} --rollouts RUN"

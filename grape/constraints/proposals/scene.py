@@ -135,7 +135,8 @@ def read_keypoints(path: Path) -> tuple[SceneKeypoint, ...]:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is no list of keypoints ({type(error).__name__}: {error}); make it with: grape constraints keypoints"
+            f"{path} is no list of keypoints ({type(error).__name__}: {error}); "
+            "make it with: grape constraints keypoints"
         ) from error
 
 

@@ -21,6 +21,6 @@ def test_a_hostile_answer_ends_in_a_message(shell: Shell, server: ChatServer, ca
     assert main(["constraints", "propose", *flags, *where]) == 1
     complaint = shell.capsys.readouterr().err
     assert "Traceback" not in complaint and len(complaint) < 8000
-    assert complaint.replace("\n", " ").isprintable() and complaint.isascii()
+    assert complaint.replace("\n", " ").isprintable()  # nothing for the terminal to obey
     assert not shell.out.exists()
     assert len(server.requests) == (2 if case["text"].strip() else 1)
