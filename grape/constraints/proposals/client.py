@@ -99,12 +99,7 @@ def ask(
     )
     with client:
         for position, response_format in enumerate(formats):
-            request: dict[str, Any] = {"model": settings.model, "messages": messages}
-            request |= {} if response_format is None else {"response_format": response_format}
-            request |= {} if settings.temperature is None else {"temperature": settings.temperature}
-            request |= {} if settings.seed is None else {"seed": settings.seed}
-            if endpoint.stream:
-                request |= {"stream": True, "stream_options": {"include_usage": True}}
+            request = {"model": settings.model, "messages": messages, **_options(endpoint, settings, response_format)}
             try:
                 completion = _answer(client, endpoint, request)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -119,6 +114,14 @@ def ask(
                 completion, text=_blot(endpoint, completion.text), model=endpoint.without_key(completion.model)
             )
     raise AssertionError("the last format either answers or raises")
+
+
+def _options(endpoint: Endpoint, settings: ModelSettings, response_format: dict[str, Any] | None) -> dict[str, Any]:
+    """What of a request is said only where it was asked for: endpoints refuse options that they do not know."""
+    options = {"response_format": response_format, "temperature": settings.temperature, "seed": settings.seed}
+    if endpoint.stream:
+        options |= {"stream": True, "stream_options": {"include_usage": True}}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _answer(client: Any, endpoint: Endpoint, request: dict[str, Any]) -> Completion:
