@@ -71,17 +71,7 @@ def check_task(
             errors.setdefault(key, []).append(f"{message} [{info.episode_id}]")
         if not failed:
             tried.append(_try(info, facts, constraints, reference, settings, prefix_steps))
-    report: dict[str, Any] = {
-        "task": task_of(infos[0]),
-        "instruction": infos[0].instruction,
-        "constraints": constraints.source,
-        "constraints_instruction": constraints.instruction,
-        "is_reference": constraints == reference,
-        "reads_goal": _reads_goal(constraints),
-        "num_episodes": len(infos),
-        "num_successes": len(lengths),
-        "num_failures": len(infos) - len(lengths),
-        "num_initial_states": len({_state(info) for info in infos}),
+    report = _describe(infos, constraints, reference) | {
         "prefix_steps": prefix_steps,
         "errors": [
             {"stage": constraints.stages[s].name, "expression": name, "message": found[0], "num_episodes": len(found)}
@@ -96,6 +86,24 @@ def check_task(
         report["costs"] = _costs(constraints, tried, settings, num_resamples=num_resamples, seed=seed)
         report["conditions"] = _conditions(constraints, tried)
     return add_findings(report)
+
+
+def _describe(
+    infos: Sequence[EpisodeInfo], constraints: TaskConstraints, reference: TaskConstraints | None
+) -> dict[str, Any]:
+    num_successes = sum(info.status == "success" for info in infos)
+    return {
+        "task": task_of(infos[0]),
+        "instruction": infos[0].instruction,
+        "constraints": constraints.source,
+        "constraints_instruction": constraints.instruction,
+        "is_reference": constraints == reference,
+        "reads_goal": _reads_goal(constraints),
+        "num_episodes": len(infos),
+        "num_successes": num_successes,
+        "num_failures": len(infos) - num_successes,
+        "num_initial_states": len({_state(info) for info in infos}),
+    }
 
 
 def _try(
