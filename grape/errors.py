@@ -37,6 +37,10 @@ class ConstraintError(GrapeError, ValueError):
     """A stage constraint does not parse, or does not evaluate to a finite number."""
 
 
+class ProposalError(GrapeError):
+    """A vision-language model gave no answer, or none that can be used."""
+
+
 class PairingError(GrapeError):
     """Trajectories cannot be paired, or chosen and rejected data sets do not match."""
 
@@ -55,3 +59,10 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(got, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Known: {', '.join(names) or '(none)'}."
+
+
+def shorten(text: object, limit: int = 120) -> str:
+    """The text, fit for an error message: what others wrote may be long, and may hold what steers a terminal."""
+    text = str(text)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

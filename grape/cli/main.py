@@ -15,6 +15,7 @@ from grape.errors import GrapeError, did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "collect": ("grape.cli.collect:main", "roll a policy out in a simulator and store the trajectories"),
     "score": ("grape.cli.score:main", "score stored trajectories with the guided cost"),
+    "constraints": ("grape.cli.constraints:main", "propose stage constraints, find keypoints for them, check them"),
     "pair": ("grape.cli.pair:main", "pair chosen with rejected trajectories and write two RLDS data sets"),
     "export": ("grape.cli.export:main", "write stored trajectories as one RLDS data set"),
     "train": ("grape.cli.train:main", "trajectory-wise preference optimization (TPO) of a LoRA adapter"),

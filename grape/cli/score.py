@@ -28,6 +28,7 @@ from grape.constraints import (
     load_constraints,
     shipped_constraints,
 )
+from grape.envs.protocol import TaskSpec
 from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, ConstraintError, RecordError, did_you_mean
 from grape.files import write_bytes_atomic
@@ -209,12 +210,19 @@ class ConstraintSource:
             path = None if self._folder is None else self._folder / f"{info.suite}_{info.task_id}{suffix}"
             if path is not None and path.is_file():
                 return _checked(load_constraints(path), info)
-        varied = SIMULATORS[info.simulator].varied_suite if info.simulator in SIMULATORS else {}
-        if (shipped := shipped_constraints(varied.get(info.suite, info.suite), info.task_id)) is not None:
-            if info.suite in varied:
-                return shipped.about(info.instruction, info.keypoint_names)
-            return _checked(shipped, info)
-        return derive_constraints(info.goal_predicates, info.keypoint_names, info.instruction)
+        return _checked(toolkit_constraints(info), info)
+
+
+def toolkit_constraints(task: EpisodeInfo | TaskSpec) -> TaskConstraints:
+    """What the toolkit itself knows of a task: shipped constraints, else derived ones.
+
+    Raises:
+        ConstraintError: There are none, and none can be derived.
+    """
+    bases = {variant: base for simulator in SIMULATORS.values() for variant, base in simulator.varied_suite.items()}
+    if (shipped := shipped_constraints(bases.get(task.suite, task.suite), task.task_id)) is None:
+        return derive_constraints(task.goal_predicates, task.keypoint_names, task.instruction)
+    return shipped.about(task.instruction, task.keypoint_names) if task.suite in bases else shipped
 
 
 def _checked(constraints: TaskConstraints, info: EpisodeInfo) -> TaskConstraints:

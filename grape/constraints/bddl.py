@@ -72,24 +72,24 @@ def _place(index: int, label: str, item: str, target_name: str, names: tuple[str
     grasp, held = _grasp(label, item, names)
     goal, moved = f"goal({index})", f'keypoint("{item}")'
     target = _locate(target_name, names)
-    lifted = f"height({moved}) - start(height({moved})) >= {LIFT_HEIGHT_M}"
+    lifted = _lifted(moved)
     missing = f"where({held}, 0, 1)"
     if target is None:
         lift_done, lift_gap = f"{held} and {lifted}", _lift_gap(moved)
         final = Stage(
             name=f"place: {label}", done_when=goal, requires=held, sub_goal=_unmet(goal, "0.15"),
-            grasp=missing, collision=_collision(item), subtask=label, path=_PATH,
+            grasp=missing, collision=_collision(held, item), subtask=label, path=_PATH,
         )  # fmt: skip
         middle: list[Stage] = []
     else:
         away = f'horizontal_distance({moved}, keypoint("{target}"))'
         lift_done, lift_gap = f"{held} and ({lifted} or {away} <= {AT_TARGET_RADIUS_M})", _lift_gap(moved)
-        around = _collision(item, *_parts_of(target_name, names))
+        around = _collision(held, item, *_parts_of(target_name, names))
         middle = [
             Stage(
                 name=f"carry: {label}", done_when=f"{held} and {away} <= {AT_TARGET_RADIUS_M}", requires=held,
-                sub_goal=_unmet(f"{away} <= {AT_TARGET_RADIUS_M}", away), grasp=missing, collision=_collision(item),
-                subtask=label, path=_PATH,
+                sub_goal=_unmet(f"{away} <= {AT_TARGET_RADIUS_M}", away), grasp=missing,
+                collision=_collision(held, item), subtask=label, path=_PATH,
             )
         ]  # fmt: skip
         final = Stage(
@@ -99,7 +99,7 @@ def _place(index: int, label: str, item: str, target_name: str, names: tuple[str
         )  # fmt: skip
     lift = Stage(
         name=f"lift: {label}", done_when=lift_done, requires=held, sub_goal=_unmet(lift_done, lift_gap),
-        grasp=missing, collision=_collision(item), subtask=label, path=_PATH,
+        grasp=missing, collision=_collision(held, item), subtask=label, path=_PATH,
     )  # fmt: skip
     return [grasp, lift, *middle, final]
 
@@ -109,7 +109,7 @@ def _lift(index: int, label: str, item: str, names: tuple[str, ...]) -> list[Sta
     goal, moved = f"goal({index})", f'keypoint("{item}")'
     lift = Stage(
         name=f"lift: {label}", subtask=label, done_when=goal, requires=held, sub_goal=_unmet(goal, _lift_gap(moved)),
-        grasp=f"where({held}, 0, 1)", collision=_collision(item), path=_PATH,
+        grasp=f"where({held}, 0, 1)", collision=_collision(held, item), path=_PATH,
     )  # fmt: skip
     return [grasp, lift]
 
@@ -137,13 +137,19 @@ def _operate(index: int, label: str, verb: str, part: str, names: tuple[str, ...
 def _grasp(label: str, item: str, names: tuple[str, ...]) -> tuple[Stage, str]:
     if item not in names:
         raise ConstraintError(f"{label!r}: {item!r} has no keypoint.{did_you_mean(item, names)}")
-    held = f'grasped("{item}")'
+    # a bowl held by its rim may touch one finger's pad alone, which the simulator does not call grasped
+    moved = f'keypoint("{item}")'
+    held = f'(grasped("{item}") or finger_contact("{item}") and {_lifted(moved)})'
     stage = Stage(
         name=f"grasp: {label}", subtask=label, done_when=held, begins_when=held,
-        sub_goal=_unmet(held, f'distance(ee, keypoint("{item}"))'), grasp=f"where({held}, 0, 1)",
-        collision=_collision(item), path=_PATH,
+        sub_goal=_unmet(held, f"distance(ee, {moved})"), grasp=f"where({held}, 0, 1)",
+        collision=_collision(held, item), path=_PATH,
     )  # fmt: skip
     return stage, held
+
+
+def _lifted(moved: str) -> str:
+    return f"height({moved}) - start(height({moved})) >= {LIFT_HEIGHT_M}"
 
 
 def _lift_gap(moved: str) -> str:
@@ -154,9 +160,9 @@ def _unmet(condition: str, distance: str) -> str:
     return f"where({condition}, 0, {UNMET_M} + {distance})"
 
 
-def _collision(item: str, *allowed: str) -> str:
+def _collision(held: str, item: str, *allowed: str) -> str:
     # ``arm_contact`` includes the palm resting on the held object, which is no collision
-    return f'max({_other_contact((item, *allowed))}, where(grasped("{item}"), 0, arm_contact))'
+    return f"max({_other_contact((item, *allowed))}, where({held}, 0, arm_contact))"
 
 
 def _other_contact(allowed: Sequence[str]) -> str:

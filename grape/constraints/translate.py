@@ -13,11 +13,12 @@ import numpy as np
 
 from grape.constraints.facts import FactTable
 from grape.constraints.functions import FUNCTIONS, LOOKUPS, NAMES, SPECIAL_FORMS, WORDS, Array, Kind
-from grape.errors import ConstraintError, did_you_mean
+from grape.errors import ConstraintError, did_you_mean, shorten
 
 MAX_DEPTH = 24
 MAX_CONSTANT = 1e6
 MAX_EXPONENT = 4
+MAX_GOALS = 64
 
 Run = Callable[[FactTable, Array], Array]
 """(facts, rows that matter) -> values; only the rows that matter have to be finite."""
@@ -26,10 +27,14 @@ _COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.
 
 
 class Compiler:
-    """Translates one syntax tree, and remembers the keypoints that it names."""
+    """Translates one syntax tree, and remembers the keypoints and goals that it names.
+
+    Each node becomes one closure that computes all rows at once and runs at most once per evaluation.
+    """
 
     def __init__(self) -> None:
         self.keypoints: set[str] = set()
+        self.goals: set[int] = set()
 
     def translate(self, node: ast.expr, depth: int) -> tuple[Kind, Run]:
         if depth > MAX_DEPTH:
@@ -55,8 +60,8 @@ class Compiler:
             return "condition", lambda table, rows: np.full(table.num_rows, value)
         if not isinstance(value, (int, float)):
             raise ConstraintError(f"constant {shorten(repr(value))}: a number is wanted here")
-        if not abs(value) <= MAX_CONSTANT:
-            raise ConstraintError(f"constant {shorten(str(value))} is beyond {MAX_CONSTANT:g}")
+        if not abs(value) <= MAX_CONSTANT:  # not printed: Python refuses to print a long one
+            raise ConstraintError(f"the number at column {node.col_offset + 1} is beyond {MAX_CONSTANT:g}")
         number = float(value)
         return "scalar", lambda table, rows: np.full(table.num_rows, number)
 
@@ -169,7 +174,7 @@ class Compiler:
             return self._lookup(name, node)
         if name in FUNCTIONS:
             return self._function(name, node, depth)
-        raise ConstraintError(f"unknown function {shorten(name)!r}.{did_you_mean(name, WORDS)}")
+        raise ConstraintError(f"unknown function {shorten(name)!r}.{did_you_mean(shorten(name), WORDS)}")
 
     def _function(self, name: str, node: ast.Call, depth: int) -> tuple[Kind, Run]:
         function = FUNCTIONS[name]
@@ -188,18 +193,24 @@ class Compiler:
         lookup = LOOKUPS[name]
         if len(node.args) != 1 and not lookup.variadic:
             raise ConstraintError(f"{name}() takes 1 argument, got {len(node.args)}")
-        literals: list[str | int] = []
-        for argument in node.args:
-            value = argument.id if isinstance(argument, ast.Name) else getattr(argument, "value", None)
-            if lookup.argument == "goal":
-                if type(value) is not int:
-                    raise ConstraintError("goal() takes the literal number of a goal predicate, from 0")
-                literals.append(value)
-            elif isinstance(value, str) and isinstance(argument, (ast.Name, ast.Constant)):
-                literals.append(self._keypoint(value))
-            else:
-                raise ConstraintError(f'{name}() takes the name of a keypoint, e.g. {name}("plate_1")')
+        read_literal = self._goal if lookup.argument == "goal" else self._keypoint_argument
+        literals = [read_literal(name, argument) for argument in node.args]
         return lookup.result, lambda table, rows: lookup.read(table, *literals)
+
+    def _keypoint_argument(self, function: str, argument: ast.expr) -> str:
+        name = argument.id if isinstance(argument, ast.Name) else None
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+            name = argument.value
+        if name is None:
+            raise ConstraintError(f'{function}() takes the name of a keypoint, e.g. {function}("plate_1")')
+        return self._keypoint(name)
+
+    def _goal(self, function: str, argument: ast.expr) -> int:
+        index = argument.value if isinstance(argument, ast.Constant) else None
+        if type(index) is not int or not 0 <= index < MAX_GOALS:
+            raise ConstraintError(f"{function}() takes the literal number of a goal predicate, from 0")
+        self.goals.add(index)
+        return index
 
     def _where(self, node: ast.Call, depth: int) -> tuple[Kind, Run]:
         if len(node.args) != 3:
@@ -251,9 +262,3 @@ def _finite(run: Run, source: str) -> Run:
         return values
 
     return checked
-
-
-def shorten(text: str, limit: int = 120) -> str:
-    """The text, cut for an error message."""
-    text = str(text)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -104,12 +104,26 @@ def test_a_flickering_contact_is_not_a_drop(kitchen, constraints) -> None:
     in_hand = np.flatnonzero(facts["grasped"][:, 0])
     lost = in_hand[len(in_hand) // 2]
     before = evaluate_stages(constraints, facts)
-    facts["grasped"][lost : lost + 2, 0] = False
+    facts["grasped"][lost : lost + 2, 0] = facts["finger_contact"][lost : lost + 2, 0] = False
     after = evaluate_stages(constraints, facts)
     assert (np.diff(after.stage) >= 0).all()
     assert after.costs["grasp"].sum() == before.costs["grasp"].sum() + 2
-    facts["grasped"][lost : lost + 3, 0] = False  # three rows are the documented patience
+    facts["grasped"][lost : lost + 3, 0] = facts["finger_contact"][lost : lost + 3, 0] = (
+        False  # three rows are the documented patience
+    )
     assert (np.diff(evaluate_stages(constraints, facts).stage) < 0).any()
+
+
+def test_what_one_finger_holds_by_the_rim_is_held_once_it_is_lifted(kitchen, constraints) -> None:
+    kitchen.pick_and_place("bowl_1", "plate_1", goal=0)
+    facts = kitchen.facts()
+    facts["grasped"][:] = False  # the second pad never touches it
+    trace = evaluate_stages(constraints, facts)
+    assert list(dict.fromkeys(trace.stage.tolist())) == [GRASP, CARRY, PLACE, DONE]  # held and lifted at once
+    height = facts["keypoints"][:, 0, 2]
+    assert np.argmax(trace.stage == CARRY) == np.argmax(height - height[0] >= 0.03)
+    facts["finger_contact"][:] = False
+    assert set(evaluate_stages(constraints, facts).stage.tolist()) == {GRASP, DONE}
 
 
 def test_an_object_dropped_beside_the_target_leaves_the_last_stage(kitchen, constraints) -> None:

@@ -1,0 +1,34 @@
+"""Stage constraints proposed by a vision-language model: the scene it is shown, the prompts, the client, the cache."""
+
+from grape.constraints.proposals.cache import AnswerCache, StoredAnswer, pixels_digest
+from grape.constraints.proposals.client import Endpoint, ModelSettings
+from grape.constraints.proposals.messages import OBJECTIVES, PROMPT_VERSION, first_messages, readable
+from grape.constraints.proposals.propose import Asking, MissingAnswerError, Proposal, propose
+from grape.constraints.proposals.scene import (
+    Scene,
+    SceneKeypoint,
+    read_keypoints,
+    scene_of_picture,
+    scene_of_view,
+)
+
+__all__ = [
+    "OBJECTIVES",
+    "PROMPT_VERSION",
+    "AnswerCache",
+    "Asking",
+    "Endpoint",
+    "MissingAnswerError",
+    "ModelSettings",
+    "Proposal",
+    "Scene",
+    "SceneKeypoint",
+    "StoredAnswer",
+    "first_messages",
+    "pixels_digest",
+    "propose",
+    "read_keypoints",
+    "readable",
+    "scene_of_picture",
+    "scene_of_view",
+]
