@@ -1,16 +1,20 @@
 """One look at a scene: picture, depth, which object each pixel shows, and the camera that saw them.
 
 Axis legend: H height, W width, N points, K keypoints. Pixels are (column, row) from the upper left corner, the centre
-of the first pixel at (0.5, 0.5). Camera axes are OpenCV's: x right, y down, z forward.
+of the first pixel at (0.5, 0.5). Camera axes are OpenCV's: x right, y down, z forward; the first focal length is
+negative where the picture is a mirror image, as LIBERO's are.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from grape.errors import RecordError
+from grape.files import write_bytes_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,11 @@ class Camera:
             if values.shape != shape or not np.isfinite(values).all():
                 raise RecordError(f"a camera's {name} are {shape} finite numbers, got shape {values.shape}")
             object.__setattr__(self, name, values)
+        for name in ("intrinsics", "camera_to_world"):
+            if not np.allclose(row := getattr(self, name)[-1], np.eye(len(row))[-1]):
+                raise RecordError(f"the last row of a camera's {name} is 0, …, 0, 1; got {row}: transposed?")
+        if not (np.diag(self.intrinsics) != 0).all():
+            raise RecordError(f"focal lengths are not 0, got intrinsics {self.intrinsics.tolist()}")
         rotation = self.camera_to_world[:3, :3]
         if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
             raise RecordError("camera_to_world is not a rigid transform: its upper left 3 by 3 part is no rotation")
@@ -46,6 +55,30 @@ class Camera:
         homogeneous = np.concatenate([np.asarray(pixels, np.float64), np.ones((len(pixels), 1))], axis=1)
         in_camera = homogeneous @ np.linalg.inv(self.intrinsics).T * np.asarray(depth_m)[:, None]
         return in_camera @ self.camera_to_world[:3, :3].T + self.camera_to_world[:3, 3]
+
+
+_CAMERA_FIELDS = ("intrinsics", "camera_to_world")
+
+
+def load_camera(path: Path) -> Camera:
+    """Read ``{"intrinsics": [[…], …], "camera_to_world": [[…], …]}`` (JSON): 3 by 3 pixels, 4 by 4 metres.
+
+    Raises:
+        RecordError: The file cannot be read, or is no camera; the message names it.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or set(data) != set(_CAMERA_FIELDS):
+            raise RecordError(f"wanted an object with the fields {', '.join(_CAMERA_FIELDS)} and no others")
+        return Camera(**{name: np.array(values, dtype=np.float64) for name, values in data.items()})
+    except (OSError, ValueError, TypeError, RecursionError, RecordError) as error:
+        raise RecordError(f"{path} is not a camera: {error}") from error
+
+
+def save_camera(path: Path, camera: Camera) -> None:
+    """Write what ``load_camera`` reads."""
+    data = {name: getattr(camera, name).tolist() for name in _CAMERA_FIELDS}
+    write_bytes_atomic(path, json.dumps(data, indent=1).encode())
 
 
 @dataclass(frozen=True, kw_only=True)

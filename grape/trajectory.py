@@ -95,7 +95,7 @@ class Trajectory:
         states: (T, 8) float32 proprioception: end-effector position (m), axis-angle (rad), finger positions (m).
         facts: privileged arrays with T + 1 rows: ``ee_position`` (T+1, 3) m world,
             ``ee_quaternion`` (T+1, 4) xyzw, ``gripper_opening`` (T+1,) m, ``keypoints`` (T+1, K, 3) m world,
-            ``keypoint_quaternions`` (T+1, K, 4) xyzw (SIMPLER),
+            ``keypoint_quaternions`` (T+1, K, 4) xyzw (older LIBERO episodes lack it),
             ``grasped`` (T+1, K) bool, ``robot_contact`` (T+1, K) bool (any robot part touches it),
             ``finger_contact`` (T+1, K) bool, ``arm_contact`` (T+1,) bool (a robot part other than the
             fingers touches anything, or a finger touches the table or floor),

@@ -121,7 +121,7 @@ def regressed_facts(trajectory: Trajectory, num_objects: int = 4) -> np.ndarray:
         facts["gripper_opening"][:, None],
         facts["grasped"][:, :num_objects],
     ]
-    if "keypoint_quaternions" in facts:  # seen from above: the way the fingers open, and along each object
+    if trajectory.info.simulator != "libero":  # seen from above: the way the fingers open, and along each object
         opening = np.stack([matrix_from_quaternion(one)[:2, 1] for one in facts["ee_quaternion"]])
         along = np.stack([matrix_from_quaternion(one)[:2, 0] for one in facts["keypoint_quaternions"].reshape(-1, 4)])
         parts += [opening, along.reshape(steps + 1, -1)]

@@ -3,6 +3,7 @@
 from grape.constraints.bddl import derive_constraints
 from grape.constraints.expression import Expression, compile_condition, compile_cost
 from grape.constraints.facts import FactTable
+from grape.constraints.points import Point, offset_in_frame
 from grape.constraints.shipped import shipped_constraints
 from grape.constraints.stages import COSTS, Stage, TaskConstraints, load_constraints
 from grape.constraints.tracking import StageTrace, evaluate_stages
@@ -11,6 +12,7 @@ __all__ = [
     "COSTS",
     "Expression",
     "FactTable",
+    "Point",
     "Stage",
     "StageTrace",
     "TaskConstraints",
@@ -19,5 +21,6 @@ __all__ = [
     "derive_constraints",
     "evaluate_stages",
     "load_constraints",
+    "offset_in_frame",
     "shipped_constraints",
 ]

@@ -7,8 +7,10 @@ a constraint that exists is a constraint that parses.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from grape.constraints.expression import Expression, compile_condition, compile_cost
+from grape.constraints.functions import LOOKUPS, NAMES, WORDS
+from grape.constraints.points import MAX_POINTS, Point, check_point_name
 from grape.errors import ConstraintError, did_you_mean
 from grape.optional import require
 
@@ -88,6 +92,8 @@ class TaskConstraints:
     stages: tuple[Stage, ...]
     keypoint_names: tuple[str, ...] = ()
     """Names of the columns of the facts, in their order; empty where the order is only known with an episode."""
+    points: Mapping[str, Point] = field(default_factory=dict)
+    """Further points by name, fixed to an object or in the world; expressions use them as positions."""
     patience_steps: int = 3
     """Rows for which a requirement must fail before the stage falls back; contact facts flicker for one or two."""
     source: str = "file"
@@ -107,21 +113,44 @@ class TaskConstraints:
             raise ConstraintError(f"{self.instruction!r}: stages of one subtask must be neighbours, got {labels}")
         if self.patience_steps < 1:
             raise ConstraintError(f"patience_steps must be at least 1, got {self.patience_steps}")
+        self._check_points()
         if self.keypoint_names:
             self.check_keypoints(self.keypoint_names)
 
-    def check_keypoints(self, keypoint_names: tuple[str, ...]) -> None:
-        """Raise ``ConstraintError`` for the first expression that names a keypoint outside ``keypoint_names``."""
+    def _check_points(self) -> None:
+        if len(self.points) > MAX_POINTS:
+            raise ConstraintError(f"{len(self.points)} points, at most {MAX_POINTS} are allowed")
+        for name, point in self.points.items():
+            check_point_name(name)
+            if name in WORDS or name in NAMES or keyword.iskeyword(name):
+                raise ConstraintError(f"point {name!r}: that is a word of the language; choose another name")
+            if point.of in self.points:
+                raise ConstraintError(f"point {name!r} is fixed to {point.of!r}, another point; name an object instead")
         for stage in self.stages:
             for expression in stage.expressions():
-                for name in sorted(expression.keypoints - set(keypoint_names)):
+                _refuse_facts_of_points(stage, expression, self.points)
+
+    def check_keypoints(self, keypoint_names: tuple[str, ...]) -> None:
+        """Raise ``ConstraintError`` for the first point or expression about a keypoint outside ``keypoint_names``."""
+        for name, point in self.points.items():
+            if name in keypoint_names:
+                raise ConstraintError(f"point {name!r}: there is a keypoint of that name; choose another one")
+            if point.of is not None and point.of not in keypoint_names:
+                hint = did_you_mean(point.of, keypoint_names)
+                raise ConstraintError(f"point {name!r} is fixed to an unknown keypoint {point.of!r}.{hint}")
+        known = {*keypoint_names, *self.points}
+        for stage in self.stages:
+            for expression in stage.expressions():
+                for name in sorted(expression.keypoints - known):
                     raise ConstraintError(
                         f"stage {stage.name!r}, {expression.source!r}: unknown keypoint {name!r}."
-                        f"{did_you_mean(name, keypoint_names)}"
+                        f"{did_you_mean(name, known)}"
                     )
 
     def about(self, instruction: str, keypoint_names: tuple[str, ...]) -> TaskConstraints:
         """The same stages of a task with another instruction and other objects, which take the places of these.
+
+        Points keep their offsets: where an object has another shape, they are not at the same part of it.
 
         Raises:
             ConstraintError: The numbers of keypoints differ.
@@ -142,7 +171,13 @@ class TaskConstraints:
             return dataclasses.replace(stage, **changed)
 
         stages = tuple(map(renamed, self.stages))
-        return dataclasses.replace(self, instruction=instruction, keypoint_names=keypoint_names, stages=stages)
+        points = {
+            name: dataclasses.replace(point, of=new.get(point.of or "", point.of))
+            for name, point in self.points.items()
+        }
+        return dataclasses.replace(
+            self, instruction=instruction, keypoint_names=keypoint_names, stages=stages, points=points
+        )
 
     @classmethod
     def from_dict(cls, data: Any) -> TaskConstraints:
@@ -157,6 +192,7 @@ class TaskConstraints:
             raise ConstraintError(f"'stages' must be a list, got {type(stages).__name__}")
         fields["stages"] = tuple(Stage(**_checked_fields(Stage, stage, f"stage {i}")) for i, stage in enumerate(stages))
         fields["keypoint_names"] = tuple(fields.get("keypoint_names", ()))
+        fields["points"] = _parse_points(fields.get("points", {}))
         return cls(**fields)
 
 
@@ -182,6 +218,36 @@ def load_constraints(path: Path) -> TaskConstraints:
         raise ConstraintError(f"{path}: {error}") from error
     except errors as error:
         raise ConstraintError(f"{path}: is not {path.suffix[1:]} ({error})") from error
+
+
+def _refuse_facts_of_points(stage: Stage, expression: Expression, points: Mapping[str, Point]) -> None:
+    """A point can be grasped or touched as little as a place; its object can."""
+    if not points.keys() & expression.keypoints:
+        return
+    for node in ast.walk(ast.parse(expression.source.strip(), mode="eval")):
+        if not isinstance(node, ast.Call) or getattr(node.func, "id", None) not in LOOKUPS.keys() - {"keypoint"}:
+            continue
+        for argument in node.args:
+            name = argument.id if isinstance(argument, ast.Name) else getattr(argument, "value", None)
+            if isinstance(name, str) and name in points:
+                of = points[name].of
+                advice = "it is a place in the world" if of is None else f"ask about its object, {of!r}"
+                raise ConstraintError(
+                    f"stage {stage.name!r}: {ast.unparse(node)} asks about a point, which has a position only; {advice}"
+                )
+
+
+def _parse_points(data: Any) -> dict[str, Point]:
+    if not isinstance(data, Mapping):
+        raise ConstraintError(f"'points' must map names to points, got {type(data).__name__}")
+    points = {}
+    for name, declared in data.items():
+        check_point_name(name)
+        try:
+            points[name] = Point(**_checked_fields(Point, declared, "it"))
+        except ConstraintError as error:
+            raise ConstraintError(f"point {name!r}: {error}") from error
+    return points
 
 
 _TEXT_FIELDS = ("name", "subtask", "instruction", "source", *COSTS, *CONDITIONS)

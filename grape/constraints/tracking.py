@@ -51,7 +51,8 @@ def evaluate_stages(
     Raises:
         ConstraintError: An expression refers to something that was not recorded, or is not finite.
     """
-    table = FactTable(facts, constraints.keypoint_names if keypoint_names is None else keypoint_names)
+    names = constraints.keypoint_names if keypoint_names is None else keypoint_names
+    table = FactTable(facts, names, constraints.points)
     stages = constraints.stages
     try:
         stage, completed, reached = _track(constraints, table)

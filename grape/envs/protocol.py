@@ -15,6 +15,7 @@ import numpy as np
 
 from grape.config.collect import OFFICIAL_SPLIT
 from grape.errors import ConfigError
+from grape.scene import SceneView
 
 _SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -159,6 +160,10 @@ class Env(Protocol):
 
     def render(self) -> Observation:
         """Observe the current state."""
+        ...
+
+    def view(self) -> SceneView:
+        """What the camera sees now, with depth and segmentation; changes nothing."""
         ...
 
     def facts(self) -> dict[str, np.ndarray]:

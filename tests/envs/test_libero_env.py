@@ -135,6 +135,7 @@ def test_facts_have_the_shapes_that_the_record_promises(env):
         "ee_quaternion": (4,),
         "gripper_opening": (),
         "keypoints": (num_keypoints, 3),
+        "keypoint_quaternions": (num_keypoints, 4),
         "grasped": (num_keypoints,),
         "robot_contact": (num_keypoints,),
         "finger_contact": (num_keypoints,),

@@ -119,6 +119,11 @@ def test_an_episode_is_what_the_simulator_says(bridge: OriginalSimplerEnv) -> No
     assert bridge.settings["versions"]["python"].count(".") == 2 and len(bridge.settings["assets"]) == 16
 
 
+def test_there_is_no_view_with_depth(bridge: OriginalSimplerEnv) -> None:
+    with pytest.raises(SimulatorError, match="no depth and segmentation; the four tasks of simpler_bridge do"):
+        bridge.view()
+
+
 def test_the_hand_turns_as_the_policy_meant(bridge: OriginalSimplerEnv) -> None:
     rotation = pytest.importorskip("scipy.spatial.transform").Rotation
     bridge.reset(InitStateId("official", 0))

@@ -25,6 +25,7 @@ from grape.envs.libero.rendering import RENDER_PROFILES, AgentView, check_render
 from grape.envs.libero.tasks import bddl_path
 from grape.envs.protocol import OFFICIAL_SPLIT, InitStateId, Observation, Snapshot, StepResult, TaskSpec
 from grape.errors import SimulatorError
+from grape.scene import SceneView
 
 NUM_SETTLE_STEPS = 10
 """Steps of no-op after a reset: objects start about 7 cm above the table."""
@@ -99,6 +100,25 @@ class LiberoEnv:
     def render(self) -> Observation:
         """Observe the current state."""
         return self._observe(render=True)
+
+    def view(self) -> SceneView:
+        """What the agent view sees now, with depth and segmentation; changes nothing.
+
+        Raises:
+            SimulatorError: Not reset yet.
+        """
+        require_reset(self._init_state, "view")
+        image = self.render().image
+        assert self._view is not None  # made by render
+        depth_m, geoms = self._view.depth_and_geoms()
+        return SceneView(
+            image=image,
+            depth_m=depth_m,
+            segmentation=np.append(self._facts.keypoint_of_geom(), np.int32(0))[geoms],  # geom -1 is none
+            camera=self._view.camera(),
+            keypoint_names=self.task.keypoint_names,
+            keypoints_m=self._facts.keypoint_positions_m(),
+        )
 
     def facts(self) -> dict[str, np.ndarray]:
         """One row of each fact named in ``grape.trajectory.Trajectory``."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from grape.envs.protocol import TaskSpec
-from grape.envs.rotations import axis_angle
+from grape.envs.rotations import axis_angle, quaternion_from_matrix
 from grape.errors import SimulatorError
 
 _ROBOT_PREFIXES = ("robot0_", "gripper0_", "mount0_")
@@ -62,7 +62,8 @@ class FactReader:
             "ee_position": data.site_xpos[self._grip_site].astype(np.float32),
             "ee_quaternion": np.roll(data.xquat[self._hand_body], -1).astype(np.float32),
             "gripper_opening": np.float32(left - right),
-            "keypoints": self._keypoint_positions(data).astype(np.float32),
+            "keypoints": self.keypoint_positions_m().astype(np.float32),
+            "keypoint_quaternions": self._keypoint_quaternions(data).astype(np.float32),
             "goal_satisfied": np.array(goals, dtype=bool),
             "ee_force": np.float32(np.linalg.norm(self._domain.robots[0].ee_force)),
             "joint_positions": np.array(joints, dtype=np.float32),
@@ -75,11 +76,31 @@ class FactReader:
         fingers = [data.qpos[address] for address in self._finger_address]
         return np.concatenate([data.site_xpos[self._grip_site], axis_angle(quaternion), fingers]).astype(np.float32)
 
-    def _keypoint_positions(self, data: Any) -> np.ndarray:
+    def keypoint_positions_m(self) -> np.ndarray:
+        """(K, 3) m, world frame: each object's origin, which for a bowl is where it stands, or a region's centre."""
+        data = self._domain.sim.data._data
         positions = np.empty((len(self._index), 3))
         positions[self._is_site] = data.site_xpos[self._index[self._is_site]]
         positions[~self._is_site] = data.xpos[self._index[~self._is_site]]
         return positions
+
+    def keypoint_of_geom(self) -> np.ndarray:
+        """(C,) int32: k + 1 where a geom belongs to keypoint k, 0 where to none.
+
+        A drawer belongs to the cabinet and carries a region: the keypoint with fewer geoms has it. The first one has it
+        where they are as many, as with regions of the whole object.
+        """
+        labels = np.zeros(len(self._keypoint_geoms), np.int32)
+        for keypoint in reversed(np.argsort(self._keypoint_geoms.sum(axis=0), kind="stable")):
+            labels[self._keypoint_geoms[:, keypoint]] = keypoint + 1
+        return labels
+
+    def _keypoint_quaternions(self, data: Any) -> np.ndarray:
+        """(K, 4) xyzw."""
+        quaternions = np.roll(data.xquat[np.where(self._is_site, 0, self._index)], -1, axis=1)
+        for keypoint in np.flatnonzero(self._is_site):
+            quaternions[keypoint] = quaternion_from_matrix(data.site_xmat[self._index[keypoint]].reshape(3, 3))
+        return quaternions
 
     def _contact_facts(self, data: Any) -> dict[str, np.ndarray]:
         pairs = np.asarray(data.contact.geom, dtype=np.int64).reshape(-1, 2)

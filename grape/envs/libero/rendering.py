@@ -12,6 +12,7 @@ import numpy as np
 from grape.envs.guards import refuse_tensorflow
 from grape.envs.libero.package import EGL_HELP
 from grape.errors import ConfigError, SimulatorError, did_you_mean
+from grape.scene import Camera
 
 RenderProfile = Literal["faithful", "fast"]
 
@@ -65,6 +66,36 @@ class AgentView:
         self._context.gl_ctx.make_current()  # another environment of this process may have rendered since
         self._context.render(self._size, self._size, camera_id=self._camera_id)
         return np.ascontiguousarray(self._context.read_pixels(self._size, self._size)[::-1, ::-1])
+
+    def depth_and_geoms(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the pixels of ``picture`` show: (size, size) float32, m along the camera's z axis, 0 where there is
+        nothing; and (size, size) int32, numbers of geoms, -1 where there is none."""
+        import mujoco
+
+        context, model = self._context, self._sim.model._model
+        sites = context.vopt.sitegroup.copy()
+        context.vopt.sitegroup[:] = 0  # markers, transparent in the picture, would hide what is behind them
+        context.gl_ctx.make_current()
+        context.render(self._size, self._size, camera_id=self._camera_id, segmentation=True)
+        context.vopt.sitegroup[:] = sites
+        things, buffer = context.read_pixels(self._size, self._size, depth=True, segmentation=True)
+        geoms = np.where(things[..., 0] == mujoco.mjtObj.mjOBJ_GEOM, things[..., 1], -1).astype(np.int32)
+        near, far = (getattr(model.vis.map, name) * model.stat.extent for name in ("znear", "zfar"))
+        depth_m = np.where(buffer < 1.0, near / (1.0 - buffer * (1.0 - near / far)), 0.0).astype(np.float32)
+        return np.ascontiguousarray(depth_m[::-1, ::-1]), np.ascontiguousarray(geoms[::-1, ::-1])
+
+    def camera(self) -> Camera:
+        """The camera of ``picture``. Turning OpenGL's rows, which begin below, by 180 degrees mirrors the picture: what
+        is right of the camera is on the left, hence the negative focal length."""
+        model, data = self._sim.model._model, self._sim.data._data
+        focal, centre = self._size / 2 / np.tan(np.radians(model.cam_fovy[self._camera_id]) / 2), self._size / 2
+        camera_to_world = np.eye(4)
+        # MuJoCo's cameras have y up and look along -z
+        camera_to_world[:3, :3] = data.cam_xmat[self._camera_id].reshape(3, 3) * [1, -1, -1]
+        camera_to_world[:3, 3] = data.cam_xpos[self._camera_id]
+        return Camera(
+            intrinsics=np.array([[-focal, 0, centre], [0, focal, centre], [0, 0, 1]]), camera_to_world=camera_to_world
+        )
 
     def close(self) -> None:
         """Free the rendering context; calling it twice is fine."""

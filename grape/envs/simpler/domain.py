@@ -13,6 +13,7 @@ from grape.envs.simpler.package import VULKAN_HELP, import_tasks, quiet
 from grape.envs.simpler.placement import PublishedPoses
 from grape.envs.simpler.tasks import BridgeTask, published
 from grape.errors import SimulatorError
+from grape.scene import Camera
 
 CAMERA = "3rd_view_camera"
 CAMERA_HEIGHT = 480
@@ -88,6 +89,27 @@ def begin_episode(domain: Any, positions: np.ndarray, quaternions: np.ndarray) -
 def picture(domain: Any) -> np.ndarray:
     """(H, W, 3) uint8: what the camera sees, before SIMPLER's background."""
     return np.ascontiguousarray(domain._get_obs_sensor_data()[CAMERA]["rgb"][0].numpy(), dtype=np.uint8)
+
+
+def look(domain: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``picture``; (H, W) float32 depth along the camera's z axis, m, 0 where nothing is; (H, W) numbers of things.
+
+    Depth comes in whole mm. Where the photograph is, it is that of the simulation's own table and walls.
+    """
+    image = picture(domain)
+    textures = domain._sensors[CAMERA].get_obs(rgb=False, position=False)
+    depth_mm, numbers = (textures[name][0, ..., 0].numpy() for name in ("depth", "segmentation"))
+    return image, depth_mm.astype(np.float32) / 1000, numbers
+
+
+def camera(domain: Any) -> Camera:
+    """The camera of ``picture``."""
+    parameters = domain._sensors[CAMERA].get_params()
+    intrinsics, extrinsics = (parameters[name][0].numpy().astype(float) for name in ("intrinsic_cv", "extrinsic_cv"))
+    camera_to_world = np.eye(4)
+    camera_to_world[:3, :3] = extrinsics[:3, :3].T
+    camera_to_world[:3, 3] = -extrinsics[:3, :3].T @ extrinsics[:3, 3]
+    return Camera(intrinsics=intrinsics, camera_to_world=camera_to_world)
 
 
 def state_arrays(domain: Any) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from grape.envs.guards import require_reset
 from grape.envs.protocol import OFFICIAL_SPLIT, InitStateId, Observation, TaskSpec
 from grape.envs.replay import ReplayEnv
 from grape.envs.simpler import domain as domains
@@ -19,6 +20,7 @@ from grape.envs.simpler.package import package_versions, rendering_device
 from grape.envs.simpler.placement import place
 from grape.envs.simpler.suites import bridge_task
 from grape.errors import ConfigError
+from grape.scene import SceneView
 
 MAX_DROP_M = 0.2
 """A state is invalid where an object falls further than this while it settles: it left the table. The basket's
@@ -52,6 +54,23 @@ class SimplerEnv(ReplayEnv):
         self._poses = domains.published_poses(self.domain, self._bridge)
         self._facts = FactReader(self.domain)
         self.settings = self._describe()
+
+    def view(self) -> SceneView:
+        """What the camera sees now, the photograph behind it, with the simulation's depth and segmentation.
+
+        Raises:
+            SimulatorError: Not reset yet.
+        """
+        require_reset(self._init_state, "view")
+        image, depth_m, numbers = domains.look(self.domain)
+        return SceneView(
+            image=image,
+            depth_m=depth_m,
+            segmentation=self._facts.segmentation(numbers),
+            camera=domains.camera(self.domain),
+            keypoint_names=self.task.keypoint_names,
+            keypoints_m=self.movable_positions_m(),
+        )
 
     def facts(self) -> dict[str, np.ndarray]:
         """One row of each fact named in ``grape.trajectory.Trajectory`` that this simulator knows."""

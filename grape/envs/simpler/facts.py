@@ -62,6 +62,13 @@ class FactReader:
         """(K, 3) m, world frame."""
         return np.stack([item.pose.p[0].numpy() for item in self._objects]).astype(np.float64)
 
+    def segmentation(self, numbers: np.ndarray) -> np.ndarray:
+        """(H, W) int32: k + 1 where keypoint k is seen, from the numbers of things, (H, W)."""
+        segmentation = np.zeros(numbers.shape, np.int32)
+        for number, keypoint in self._keypoint_of.items():
+            segmentation[numbers == number] = keypoint + 1
+        return segmentation
+
     def _finger_positions(self) -> np.ndarray:
         return self._domain.agent.robot.get_qpos()[0, -2:].numpy()
 

@@ -16,6 +16,7 @@ from grape.envs.simpler_env.interpreter import ForeignSimulator
 from grape.envs.simpler_env.states import published_poses, state_request
 from grape.envs.simpler_env.tasks import GOOGLE_SUITE, ROBOTS, original_task
 from grape.errors import ConfigError, SimulatorError
+from grape.scene import SceneView
 
 
 class OriginalSimplerEnv(ReplayEnv):
@@ -43,6 +44,16 @@ class OriginalSimplerEnv(ReplayEnv):
         self._description, _ = self.simulator.call({"request": "open", **request})
         self._poses = published_poses(self._description)
         self.settings = self._describe()
+
+    def view(self) -> SceneView:
+        """Refused: the other interpreter sends neither depth nor segmentation.
+
+        Raises:
+            SimulatorError: Always.
+        """
+        raise SimulatorError(
+            f"{self.task.suite} gives no depth and segmentation; the four tasks of simpler_bridge do (ManiSkill 3)"
+        )
 
     def facts(self) -> dict[str, np.ndarray]:
         """One row of each fact named in ``grape.trajectory.Trajectory`` that this simulator knows."""
