@@ -46,6 +46,8 @@ CHECKPOINTS = {"libero": "experiments/demo/nano-libero", "simpler": "experiments
 SCENES = (("libero_goal", 8), ("libero_goal", 3), ("libero_object", 0), ("libero_spatial", 0))
 SCENES += tuple(("simpler_bridge", task_id) for task_id in range(4))
 """The LIBERO policy was trained in libero_goal's scene, the other two LIBERO scenes are new to it."""
+FIXTURES = ("wooden_cabinet", "flat_stove", "wine_rack")
+"""Furniture, whose origin lies anywhere in it, and its parts; what else there is can be moved."""
 CM_PER_M = 100.0
 
 
@@ -106,9 +108,13 @@ def describe(keypoints: Sequence[Keypoint], picture: MaskedPicture) -> list[dict
     return rows
 
 
-def summarize(found: Sequence[dict[str, Any]], source: str) -> dict[str, float]:
+def group_of(suite: str, mask: str) -> str:
+    """In which part of the table an object stands."""
+    return f"{find_simulator(suite).name.upper()}, {'fixtures' if mask.startswith(FIXTURES) else 'objects'}"
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Distances of all keypoints, sideways and upwards, and to the same object's keypoints in another state."""
-    rows = [row for scene in found for row in scene["sources"][source]]
     offsets = np.array([row["offset_cm"] for row in rows])
     distances, sideways = np.array([row["distance_cm"] for row in rows]), np.linalg.norm(offsets[:, :2], axis=1)
     numbers = {
@@ -117,21 +123,19 @@ def summarize(found: Sequence[dict[str, Any]], source: str) -> dict[str, float]:
         "sideways_median_cm": np.median(sideways),
         "sideways_p90_cm": np.quantile(sideways, 0.9),
         "above_median_cm": np.median(offsets[:, 2]),
-        "again_median_cm": np.median(found_again(found, source)),
+        "again_median_cm": np.median(found_again(rows)),
     }
     return {"n": len(rows)} | {name: round(float(value), 2) for name, value in numbers.items()}
 
 
-def found_again(found: Sequence[dict[str, Any]], source: str) -> list[float]:
+def found_again(rows: Sequence[dict[str, Any]]) -> list[float]:
     """For each keypoint, how far the nearest one of the same object in another state of its task is, cm.
 
     Both relative to the object's true position, in world axes: an object that was turned counts against it.
     """
     offsets: dict[tuple[str, int, str], dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    for scene in found:
-        for row in scene["sources"][source]:
-            key = (scene["suite"], scene["task_id"], row["mask"])
-            offsets[key][scene["init_state"]].append(np.array(row["offset_cm"]))
+    for row in rows:
+        offsets[row["suite"], row["task_id"], row["mask"]][row["init_state"]].append(np.array(row["offset_cm"]))
     return [
         float(np.linalg.norm(np.stack(there) - offset, axis=1).min())
         for states in offsets.values()
@@ -142,20 +146,23 @@ def found_again(found: Sequence[dict[str, Any]], source: str) -> list[float]:
     ]
 
 
-def table(found: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+def table(scenes: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Markdown, and the same numbers."""
-    groups = {suite: [scene for scene in found if scene["suite"] == suite] for suite, _ in SCENES} | {"all": found}
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for scene in scenes:
+        place = {name: scene[name] for name in ("suite", "task_id", "init_state")}
+        for source, rows in scene["sources"].items():
+            for row in rows:
+                groups[group_of(scene["suite"], row["mask"])][source].append(row | place)
     numbers = {
-        suite: {source: summarize(scenes, source) for source in scenes[0]["sources"]}
-        for suite, scenes in groups.items()
-        if scenes
+        group: {source: summarize(rows) for source, rows in sources.items()} for group, sources in groups.items()
     }
-    lines = ["| suite | source | n | median | 90 % | sideways: median | 90 % | above: median | found again |"]
+    lines = ["| | source | n | median | 90 % | sideways: median | 90 % | above: median | found again |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for suite, sources in numbers.items():
+    for group, sources in numbers.items():
         for source, row in sources.items():
             cells = (str(value) if name == "n" else f"{value:.1f}" for name, value in row.items())
-            lines.append(f"| {suite} | {source} | {' | '.join(cells)} |")
+            lines.append(f"| {group} | {source} | {' | '.join(cells)} |")
     return "\n".join(lines), numbers
 
 

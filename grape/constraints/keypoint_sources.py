@@ -87,10 +87,10 @@ class FeatureKeypoints:
     section 3.3 and keypoint_proposal.py of github.com/huangwl18/ReKep at 5520bd3).
 
     Inside each mask, features and positions are clustered by k-means; each cluster gives the pixel that is nearest to
-    its centre, the largest first; one that is too near to an earlier one of its mask counts to that one. In two points
-    it departs: masks are not merged with each other (the bowl's rim and the plate under it stay two keypoints), and
-    both features and positions keep their proportions when they are scaled to an extent of 1 (scaled axis by axis, the
-    noise across a flat object counts as much as its length).
+    its centre, the largest first; one that is too near to an earlier one of its mask counts to that one. Where it
+    departs: masks are not merged with each other (the bowl's rim and the plate under it stay two keypoints), large
+    masks are kept, the pixel is nearest by features and positions together, and both keep their proportions when they
+    are scaled to an extent of 1 (scaled axis by axis, the noise across a flat object counts as much as its length).
     """
 
     def __init__(self, features: Features, *, candidates_per_mask: int = 5, min_distance_m: float = 0.06) -> None:

@@ -83,7 +83,7 @@ class MaskedPicture:
         unnamed = sorted(set(np.unique(self.labels).tolist()) - {0, *self.mask_names})
         if unnamed:
             raise RecordError(
-                f"the label image has labels without a name: {unnamed[:8]}; name each one, or set what is no object to 0"
+                f"the label image has labels without a name: {unnamed[:8]}; name them, or set what is no object to 0"
             )
         if not self.labels.any():
             raise RecordError("the label image has no mask: every pixel is 0; wanted a number from 1 for each object")

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from grape.constraints.masked_picture import MaskedPicture
-from grape.errors import RecordError
+from grape.constraints.points import check_point_name
+from grape.errors import ConstraintError, RecordError
 from grape.scene import load_camera
 
 INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's names for one integer per pixel; "P": palette indices
@@ -65,6 +66,11 @@ def _read_names(path: Path) -> dict[int, str]:
         raise RecordError(f"{path} is damaged ({error}); {wanted}") from error
     if not isinstance(content, dict) or not all(key.isdecimal() and isinstance(content[key], str) for key in content):
         raise RecordError(f"{path} holds something else; {wanted}")
+    try:
+        for name in content.values():
+            check_point_name(name)
+    except ConstraintError as error:
+        raise RecordError(f"{path}: constraints could not refer to this mask: {error}") from error
     return {int(label): name for label, name in content.items()}
 
 

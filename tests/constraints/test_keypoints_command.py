@@ -15,7 +15,7 @@ from grape.scene import Camera, save_camera
 
 @pytest.fixture
 def scene(tmp_path: Path) -> list[str]:
-    """A red and a blue block on grey ground, seen from 2 m above; 100 pixels are 1 m there. Flags that name the files."""
+    """A red and a blue block on grey ground, seen from 2 m above; 100 pixels are 1 m there: the flags."""
     image = np.full((96, 128, 3), 120, np.uint8)
     labels = np.zeros((96, 128), np.uint8)
     for label, columns, colour in ((1, slice(20, 44), (200, 30, 30)), (2, slice(80, 104), (30, 30, 200))):

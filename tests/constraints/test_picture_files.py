@@ -29,7 +29,7 @@ CAMERA: dict[str, Any] = {
 def files(tmp_path: Path) -> dict[str, Path]:
     Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(tmp_path / "image.png")
     Image.fromarray(LABELS).save(tmp_path / "masks.png")
-    (tmp_path / "names.json").write_text('{"1": "mug", "4": "plate", "9": "out of view"}')
+    (tmp_path / "names.json").write_text('{"1": "mug", "4": "plate", "9": "out_of_view"}')
     np.save(tmp_path / "depth.npy", np.full((6, 8), 1.25, np.float32))
     (tmp_path / "camera.json").write_text(json.dumps(CAMERA))
     kinds = {"image": "image.png", "masks": "masks.png", "mask_names": "names.json", "depth": "depth.npy"}
@@ -106,6 +106,11 @@ MIRRORED = [[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, -1, 2], [0, 0, 0, 1]]
         ("mask_names", text('["mug", "plate"]'), "wanted label to name"),
         ("mask_names", text('{"mug": 1, "plate": 4}'), "wanted label to name"),
         ("mask_names", text("{"), "damaged"),
+        (
+            "mask_names",
+            text('{"1": "my mug", "4": "plate"}'),
+            "could not refer to this mask: point 'my mug'",
+        ),
         ("depth", lambda path: np.save(path, np.full((6, 8), 1250.0)), "divide them by 1000"),
         ("depth", lambda path: np.save(path, np.ones((6, 9))), "the depth is 9 x 6 pixels"),
         ("depth", lambda path: np.save(path, np.array([{}]), allow_pickle=True), "damaged"),
