@@ -10,7 +10,7 @@ def test_mutated_hostile_text_finds_nothing() -> None:
     assert report.findings == []
     for wanted in ("expression refused", "sentence evaluated", "answer refused", "answer accepted", "file refused"):
         assert report.outcomes[wanted] > 10, report.outcomes  # it does reach what it is to try
-    assert 10 < report.most_nodes
+    assert report.most_nodes > 10
 
 
 def test_the_fuzzer_sees_a_crash(monkeypatch) -> None:
