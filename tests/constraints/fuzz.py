@@ -1,8 +1,8 @@
 """A fuzzer for the constraint language, answers and files: ``python -m tests.constraints.fuzz --seconds 60``.
 
-Cases are the hostile corpus and sentences of the grammar, mutated by bytes, by tokens, and by splicing two of them. A
-finding is anything but a finite result or a ``ConstraintError``, a node that is computed more than once per evaluation,
-or more memory than a bound that follows from the limits.
+Cases are the hostile corpus, sentences of the grammar and a valid answer, mutated by bytes, by tokens, by fields, and
+by splicing two of them. A finding is anything but a finite result or a ``ConstraintError``, a message that is not fit
+to be shown, a node that is computed more than once per evaluation, or more memory than follows from the limits.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Fuzzer:
         expressions, answers, files, accepted = map(cases, ("expressions", "answers", "files", "accepted_answers"))
         self.expressions = [case["text"] for case in expressions]
         self.answers = [case["text"] for case in answers + accepted]
+        self.valid = next(case["text"] for case in accepted if case["kind"] == "fields left out")
         self.files = [(case["suffix"], case["text"]) for case in files if "text" in case]
         self.tokens = sorted({token for text in self.expressions for token in re.findall(r"\w+|[^\w\s]+", text)[:30]})
         self.num_computed = 0
@@ -89,9 +90,32 @@ class Fuzzer:
         if target == "expression":
             return self._mutated(self.random.choice(self.expressions), self.expressions), ""
         if target == "answer":
-            return self._mutated(self.random.choice(self.answers), self.answers), ""
+            whole = self._stages() if self.random.random() < 0.5 else self.random.choice(self.answers)
+            return (self._mutated(whole, self.answers) if self.random.random() < 0.5 else whole), ""
         suffix, text = self.random.choice(self.files)
+        if self.random.random() < 0.5:
+            return json.dumps({"instruction": "fuzz"} | json.loads(self._stages())), self.random.choice(
+                ("json", "yaml")
+            )
         return self._mutated(text, [other for _, other in self.files]), suffix
+
+    def _stages(self) -> str:
+        """A valid answer with some fields of some stages put in place of others, by values of any kind."""
+        data = json.loads(self.valid)
+        data["stages"][1].pop("thresholds")
+        for _ in range(self.random.randint(0, 3)):
+            stage = self.random.choice(data["stages"])
+            kinds = (
+                lambda: random_sentence("condition", self.random, 3),
+                lambda: random_sentence("scalar", self.random, 3),
+                lambda: self.random.choice(self.expressions),
+                lambda: self.random.choice((None, True, -1, 0.5, 1e300, float("nan"), [], {}, "", "a" * 600)),
+                lambda: {self.random.choice(("path", "sub_goal", "pth")): self.random.choice((0.4, 40, None, "1"))},
+            )
+            stage[self.random.choice((*stage, "path", "requires", "thresholds"))] = self.random.choice(kinds)()
+        if self.random.random() < 0.2:
+            self.random.shuffle(data["stages"])
+        return json.dumps(data)
 
     def _mutated(self, text: str, others: list[str]) -> str:
         for _ in range(self.random.randint(1, 4)):

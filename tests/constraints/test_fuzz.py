@@ -8,7 +8,15 @@ from tests.constraints.fuzz import run
 def test_mutated_hostile_text_finds_nothing() -> None:
     report = run(seed=1, num_cases=1500, seconds=None)
     assert report.findings == []
-    for wanted in ("expression refused", "sentence evaluated", "answer refused", "answer accepted", "file refused"):
+    tried = (
+        "expression refused",
+        "sentence evaluated",
+        "answer refused",
+        "answer accepted",
+        "file refused",
+        "file accepted",
+    )
+    for wanted in tried:
         assert report.outcomes[wanted] > 10, report.outcomes  # it does reach what it is to try
     assert report.most_nodes > 10
 
