@@ -53,7 +53,7 @@ def sentence(kind: str, choose: Callable[[Any], Any], depth: int) -> str:
         )  # fmt: skip
     elif kind == "condition":
         forms = (
-            lambda: f"{s()} {choose(('<', '<=', '>', '>='))} {s()}", lambda: f"({c()} and {c()})",
+            lambda: f"({s()} {choose(('<', '<=', '>', '>='))} {s()})", lambda: f"({c()} and {c()})",
             lambda: f"(not {c()})",
             lambda: f"({c()} or {c()} or {c()})", lambda: f"({s()} < {s()} <= {s()})",
             lambda: f"{choose(('start', 'previous'))}({c()})", lambda: choose(FLAGS),

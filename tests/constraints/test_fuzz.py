@@ -8,9 +8,17 @@ from tests.constraints.fuzz import run
 def test_mutated_hostile_text_finds_nothing() -> None:
     report = run(seed=1, num_cases=1500, seconds=None)
     assert report.findings == []
-    for wanted in ("expression refused", "sentence evaluated", "answer refused", "answer accepted", "file refused"):
+    tried = (
+        "expression refused",
+        "sentence evaluated",
+        "answer refused",
+        "answer accepted",
+        "file refused",
+        "file accepted",
+    )
+    for wanted in tried:
         assert report.outcomes[wanted] > 10, report.outcomes  # it does reach what it is to try
-    assert 10 < report.most_nodes
+    assert report.most_nodes > 10
 
 
 def test_the_fuzzer_sees_a_crash(monkeypatch) -> None:
