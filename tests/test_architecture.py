@@ -70,7 +70,7 @@ def test_public_surface() -> None:
     # A name is public once it is here; taking one away is a breaking change and wants a changelog line.
     assert {module.name for module in pkgutil.iter_modules(grape.__path__)} == {
         "cli", "config", "constraints", "demo", "envs", "errors", "evaluation", "files", "losses", "models",
-        "optional", "preferences", "rewards", "rlds", "rollouts", "trainer", "trajectory",
+        "optional", "preferences", "rewards", "rlds", "rollouts", "scene", "trainer", "trajectory",
     }  # fmt: skip
     assert re.fullmatch(r"\d+\.\d+\.\d+", grape.__version__)
 

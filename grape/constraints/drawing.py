@@ -9,8 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_HEIGHT = 400
 """Pixels: smaller pictures are enlarged by a whole factor, because labels need room."""
-_FONT_SIZE, _RADIUS, _PADDING = 15, 6, 3
-_COLOURS = (
+COLOURS = (
     "#e6194b",
     "#3cb44b",
     "#4363d8",
@@ -22,6 +21,8 @@ _COLOURS = (
     "#808000",
     "#000075",
 )
+"""Of the first keypoint, the second, …; they begin again where there are more."""
+_FONT_SIZE, _RADIUS, _PADDING = 15, 6, 3
 _MAX_SHIFT = 8
 """How many of its own heights a label may be moved, up or down, to keep clear of others."""
 
@@ -59,7 +60,7 @@ def draw_keypoints(image: np.ndarray, pixels: np.ndarray, names: Sequence[str]) 
         taken.append(box)
         labels.append((box, text))
     for (number, x, y, _), disc, (box, text) in zip(shown, discs, labels, strict=True):
-        colour = _COLOURS[(number - 1) % len(_COLOURS)]
+        colour = COLOURS[(number - 1) % len(COLOURS)]
         canvas.line((x, y, min(max(x, box[0]), box[2]), (box[1] + box[3]) / 2), fill=colour, width=2)
         canvas.rectangle(box, fill=colour, outline="white")
         canvas.text((box[0] + _PADDING, box[1] + _PADDING), text, fill="white", font=font)

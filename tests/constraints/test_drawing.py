@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from grape.constraints.drawing import _COLOURS, draw_keypoints
+from grape.constraints.drawing import COLOURS, draw_keypoints
 
 GREY = np.full((200, 300, 3), 128, np.uint8)
 
 
 def shown(picture: np.ndarray, number: int) -> np.ndarray:
     """(H, W) bool: pixels in the colour of one keypoint."""
-    return (picture == ImageColor.getrgb(_COLOURS[number - 1])).all(axis=-1)
+    return (picture == ImageColor.getrgb(COLOURS[number - 1])).all(axis=-1)
 
 
 def test_markers_are_where_the_points_are_in_an_enlarged_copy() -> None:
