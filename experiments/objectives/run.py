@@ -198,8 +198,8 @@ def mean_of_arm(episodes: Any) -> dict[str, float]:
     counts: list[Counts] = [one for _, one in episodes]
     won = [one for one in counts if one.success]
     means = {name: sum(getattr(one, name) for one in counts) / len(counts) for name in MEASURES}
-    for name in ("collision_steps", "path_m"):
-        means[f"{name}_of_successes"] = sum(getattr(one, name) for one in won) / len(won) if won else float("nan")
+    for name in ("collision_steps", "path_m") if won else ():
+        means[f"{name}_of_successes"] = sum(getattr(one, name) for one in won) / len(won)
     return {"num_episodes": len(counts), **means}
 
 

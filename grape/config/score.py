@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -172,8 +172,9 @@ def guided_cost_settings(preset: str, objective: str) -> GuidedCostConfig:
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}.{did_you_mean(name, known)}")
     settings, shift = PRESETS[preset], OBJECTIVES[objective]
-    scaled = {name: getattr(settings, name) * factor for name, factor in shift.scaled.items()}
-    return dataclasses.replace(settings, **shift.replaced, **scaled)
+    changes: dict[str, Any] = {name: getattr(settings, name) * factor for name, factor in shift.scaled.items()}
+    changes.update(shift.replaced)
+    return dataclasses.replace(settings, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
