@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from grape.cli.arguments import complete_switches
 from grape.cli.score_report import format_report, write_plot
-from grape.config.score import PRESETS, GuidedCostConfig, ScoreConfig
+from grape.config.score import GuidedCostConfig, ScoreConfig, guided_cost_settings
 from grape.constraints import (
     COSTS,
     StageTrace,
@@ -30,7 +30,7 @@ from grape.constraints import (
 )
 from grape.envs.protocol import TaskSpec
 from grape.envs.suites import SIMULATORS
-from grape.errors import ConfigError, ConstraintError, RecordError, did_you_mean
+from grape.errors import ConfigError, ConstraintError, RecordError
 from grape.files import write_bytes_atomic
 from grape.rewards import REWARDS, GuidedCost, external_reward, self_reward, stage_costs
 from grape.rewards.guided_cost import TERMS
@@ -57,18 +57,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> ScoreConfig:
-    """Read flags; those of the guided cost start from the chosen preset."""
+    """Read flags; those of the guided cost start from the chosen preset and objective."""
     arguments = sys.argv[1:] if argv is None else argv
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", default="default")
-    preset = early.parse_known_args(arguments)[0].preset
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}.{did_you_mean(preset, PRESETS)}")
+    early.add_argument("--preset", default=ScoreConfig.preset)
+    early.add_argument("--objective", default=ScoreConfig.objective)
+    named = vars(early.parse_known_args(arguments)[0])
     return tyro.cli(
         ScoreConfig,
         args=complete_switches(ScoreConfig, arguments),
         prog="grape score",
-        default=ScoreConfig(runs=tyro.MISSING, preset=preset, guided_cost=PRESETS[preset]),
+        default=ScoreConfig(runs=tyro.MISSING, guided_cost=guided_cost_settings(**named), **named),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
         use_underscores=True,
     )
@@ -80,7 +79,8 @@ def scores_path(config: ScoreConfig) -> Path:
         return config.out
     if len(config.runs) > 1:
         raise ConfigError(f"{len(config.runs)} runs are scored together; name the scores file with --out")
-    return Path(*config.runs) / "scores" / f"{config.preset}.json"
+    name = config.preset if config.objective == ScoreConfig.objective else f"{config.preset}-{config.objective}"
+    return Path(*config.runs) / "scores" / f"{name}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +134,7 @@ def score_runs(config: ScoreConfig) -> dict[str, Any]:
         "settings": {
             "reward": REWARD,
             "preset": config.preset,
+            "objective": config.objective,
             "constraints_dir": str(config.constraints_dir) if config.constraints_dir else None,
             **dataclasses.asdict(config.guided_cost),
         },

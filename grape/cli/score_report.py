@@ -16,8 +16,9 @@ from grape.rewards.plot import plot_terms
 def format_report(scores: dict[str, Any]) -> str:
     """One block for the ranking of all tasks, one for how far episodes came."""
     reports = scores["report"]
+    settings = scores["settings"]
     lines = [
-        f"preset {scores['settings']['preset']}: {len(scores['episodes'])} episodes scored, "
+        f"preset {settings['preset']}, objective {settings['objective']}: {len(scores['episodes'])} episodes scored, "
         f"{len(scores['unscored'])} crashed and left out",
         "",
         "Ranking within an initial state: share of the variance of R | Kendall's tau with R, of each term "

@@ -1,4 +1,4 @@
-"""Settings of ``grape score``: every λ, β and τ of the guided cost, and the published presets.
+"""Settings of ``grape score``: every λ, β and τ of the guided cost, the published presets, and the objectives.
 
 R = λ_self·R_self + λ_ext·R_ext + λ_success·I_success (GRAPE, arXiv 2411.19309, section 3.3), with
 C_s = Σ_c β_c·max(0, C_sc − τ_sc) for each stage s and cost c.
@@ -7,13 +7,14 @@ C_s = Σ_c β_c·max(0, C_sc − τ_sc) for each stage s and cost c.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from grape.errors import ConfigError
+from grape.errors import ConfigError, did_you_mean
 
 LARGEST = 1e12
 """Of any setting: beyond it nothing is left of the other terms' digits, and far beyond it scores overflow."""
@@ -137,15 +138,59 @@ SIMPLER task. Both run as published: unnormalised, unreached stages free, a fail
 
 
 @dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How an objective changes the settings of a preset."""
+
+    replaced: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Setting -> its value under this objective."""
+    scaled: Mapping[str, float] = field(default_factory=dict)
+    """Setting -> factor on the preset's value."""
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "task_completion": Objective(),
+    "safety": Objective(
+        replaced={"tau_collision": (0.0,)},
+        scaled={"beta_collision": 5.0, "lambda_self": 0.1},
+    ),
+    "efficiency": Objective(
+        replaced={"tau_path": (0.0,)},
+        scaled={"beta_path": 2.0, "beta_sub_goal": 0.1, "lambda_self": 0.1},
+    ),
+}
+"""Named shifts of a preset. GRAPE (arXiv 2411.19309) shifts thresholds alone; why that is not enough here, and where
+the factors come from: docs/objectives.md. Successes come first under each, if they do in the preset."""
+
+
+def guided_cost_settings(preset: str, objective: str) -> GuidedCostConfig:
+    """The settings of a preset, shifted towards an objective.
+
+    Raises:
+        ConfigError: One of the names is unknown.
+    """
+    for kind, name, known in (("preset", preset, PRESETS), ("objective", objective, OBJECTIVES)):
+        if name not in known:
+            raise ConfigError(f"unknown {kind} {name!r}.{did_you_mean(name, known)}")
+    settings, shift = PRESETS[preset], OBJECTIVES[objective]
+    changes: dict[str, Any] = {name: getattr(settings, name) * factor for name, factor in shift.scaled.items()}
+    changes.update(shift.replaced)
+    return dataclasses.replace(settings, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """One run of ``grape score``."""
 
     runs: Positional[tuple[Path, ...]]
     """Folders of ``grape collect``; their ``episodes/*.npz`` are read, nothing in them is changed."""
     out: Path | None = None
-    """Scores file (JSON), replaced atomically if it exists; by default RUN/scores/PRESET.json of the one run."""
+    """Scores file (JSON), replaced atomically if it exists; by default RUN/scores/PRESET.json of the one run, or
+    RUN/scores/PRESET-OBJECTIVE.json under another objective than task_completion."""
     preset: str = "default"
     """Settings to start from: default, paper or release. The flags of the guided cost change single values of it."""
+    objective: str = "task_completion"
+    """What the preset is shifted towards: task_completion leaves it as it is, safety tolerates no unsafe contact and
+    efficiency no free way. Shown values include the shift; single flags win over it."""
     guided_cost: GuidedCostConfig = field(default_factory=GuidedCostConfig)
     """The settings themselves."""
     constraints_dir: Path | None = None

@@ -123,7 +123,7 @@ def test_scoring_again_with_other_settings_needs_only_the_flags(run: Path) -> No
     default, release = (json.loads((run / "scores" / f"{name}.json").read_text()) for name in ("default", "release"))
     assert release["settings"] == json.loads(
         json.dumps(
-            {"reward": "guided_cost", "preset": "release", "constraints_dir": None}
+            {"reward": "guided_cost", "preset": "release", "objective": "task_completion", "constraints_dir": None}
             | dataclasses.asdict(dataclasses.replace(PRESETS["release"], lambda_success=7.0, tau_path=(1.0, 2.0)))
         )
     )
