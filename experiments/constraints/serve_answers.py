@@ -4,7 +4,7 @@ It speaks OpenAI's chat-completions protocol and answers with the file of ``answ
 model is behind it: every answer was written by hand, and says so.
 
     python experiments/constraints/serve_answers.py
-    grape constraints propose --suite libero_goal --task_id 6 --model written-by-hand \
+    grape constraints propose --suite libero_goal --task_id 1 --model written-by-hand \
         --base_url http://127.0.0.1:8123/v1
 """
 
