@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from grape.config.score import GuidedCostConfig
 from grape.constraints import COSTS, StageTrace, TaskConstraints, evaluate_stages
 from grape.constraints.drawing import draw_keypoints
+from grape.constraints.facts import FactTable
 from grape.demo.pictures import strip_steps
 from grape.envs.protocol import InitStateId
 from grape.envs.spawn import call
@@ -47,7 +48,7 @@ def write_strip(
     chosen = choose_episodes(episodes)
     shown = sorted(set().union(*(one.keypoints for stage in constraints.stages for one in stage.expressions())))
     info = episodes[chosen[0]]
-    names = [name for name in shown if name in info.keypoint_names]
+    names = [name for name in shown if name in info.keypoint_names or name in constraints.points]
     view, missing = _look(info)
     lines = [f"{number}: {name}" for number, name in enumerate(names, start=1)]
     legend = f"{constraints.instruction} | " + (missing if view is None else ", ".join(lines))
@@ -96,8 +97,9 @@ def frames(
         trace = evaluate_stages(constraints, so_far, info.keypoint_names)
         image = trajectory.images[step]
         if view is not None:
-            own = [info.keypoint_names.index(name) for name in names]
-            pixels = _project(view, so_far["keypoints"][step, own], image.shape)
+            table = FactTable(so_far, info.keypoint_names, constraints.points)
+            positions_m = [table.column("keypoints", name)[step] for name in names]
+            pixels = _project(view, np.array(positions_m).reshape(-1, 3), image.shape)
             image = draw_keypoints(image, pixels, [""] * len(names))
         text = _caption(trace, stage_costs(trace.costs, settings, thresholds))
         drawn.append(_with_text(image, f"step {step}: {text}"))

@@ -37,7 +37,7 @@ def evaluation_errors(
     constraints: TaskConstraints, facts: Mapping[str, np.ndarray], keypoint_names: Sequence[str]
 ) -> dict[ExpressionKey, str]:
     """Every expression that cannot be evaluated on this episode, with a message that names it and the row."""
-    table = FactTable(facts, keypoint_names)
+    table = FactTable(facts, keypoint_names, constraints.points)
     errors = {}
     for index, stage in enumerate(constraints.stages):
         for name in (*COSTS, *CONDITIONS):
@@ -64,7 +64,7 @@ def observe(
     Raises:
         ConstraintError: An expression cannot be evaluated, see ``evaluation_errors``.
     """
-    table = FactTable(facts, keypoint_names)
+    table = FactTable(facts, keypoint_names, constraints.points)
     first_done = np.full(len(constraints.stages), -1)
     cost_range: dict[ExpressionKey, tuple[float, float]] = {}
     holds: dict[ExpressionKey, tuple[bool, bool]] = {}

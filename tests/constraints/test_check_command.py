@@ -9,11 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from grape.cli.check_strip import frames
 from grape.cli.constraints_check import check_rollouts, main
 from grape.config.constraints_check import ConstraintsCheckConfig
+from grape.config.score import GuidedCostConfig
+from grape.constraints import load_constraints
 from grape.errors import ConfigError, ConstraintError, RecordError
+from grape.scene import Camera, SceneView
 from tests.rewards.test_score_command import episode, write_run
 
 HELD = {"name": "hold", "done_when": "grasped(bowl_1)", "sub_goal": "where(grasped(bowl_1), 0, 0.1)"}
@@ -134,6 +139,23 @@ def test_a_strip_where_the_scene_cannot_be_looked_at(tmp_path: Path, capsys) -> 
     assert "no keypoints drawn: unknown suite 'nobodys_kitchen'" in said
     assert f"success {one.info.episode_id} and failure {other.info.episode_id}" in said
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_are_known_to_the_check_and_to_the_strip(run: Path, tmp_path: Path) -> None:
+    lifted = {"name": "lift", "done_when": "height(rim) - start(height(rim)) > 0.05"}
+    rim = {"of": "bowl_1", "offset_m": [0, 0, 0]}
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps({"instruction": "lift", "stages": [lifted], "points": {"rim": rim}}))
+    assert report_of(file=path, rollouts=(run,))["errors"] == []
+    trajectory, shape = episode(0, 4), (8, 8)
+    view = SceneView(
+        image=np.zeros((*shape, 3), np.uint8), depth_m=np.ones(shape, np.float32),
+        segmentation=np.zeros(shape, np.int32), keypoint_names=(), keypoints_m=np.zeros((0, 3)),
+        camera=Camera(intrinsics=np.array([[1, 0, 4], [0, 1, 4], [0, 0, 1]]), camera_to_world=np.eye(4)),
+    )  # fmt: skip
+    constraints = load_constraints(path)
+    marked, plain = (frames(trajectory, constraints, GuidedCostConfig(), view, names) for names in (["rim"], []))
+    assert any((one != other).any() for one, other in zip(marked, plain, strict=True))
 
 
 def test_equal_seeds_give_equal_reports(run: Path, file: Path) -> None:
