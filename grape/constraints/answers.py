@@ -5,6 +5,7 @@ The message of an error is written so that it can be sent back to the model as i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from grape.constraints.expression import Expression, compile_condition, compile_cost
@@ -143,8 +144,9 @@ class _Reader:
             return Outline(label=label, name="", done_when=None)
         name = self._name(label, entry)
         label = f"{label} {name!r}" if name else label
-        for field in entry.keys() - _STAGE_FIELDS.keys():
-            known = did_you_mean(shorten(field), _STAGE_FIELDS)
+        # in the answer's own order, not a set's: the problems are part of the repair turn's name in the cache
+        for field in (name for name in entry if name not in _STAGE_FIELDS):
+            known = self._suggestion(field, _STAGE_FIELDS)
             self.problems.append(f"{label} has an unknown field {shorten(ascii(field))}.{known}")
         valid = {field: self._expression(label, field, entry.get(field)) for field in (*_CONDITIONS, *COSTS)}
         if entry.get("done_when") is None:
@@ -163,9 +165,13 @@ class _Reader:
         """One problem for each name, however often it was used."""
         return [
             f"{', '.join(places[:3])}: unknown keypoint {shorten(name)!r}."
-            f"{did_you_mean(shorten(name), self.keypoint_names)}"
-            for name, places in self._unknown.items()
+            f"{did_you_mean(shorten(name), self.keypoint_names) if number < MAX_PROBLEMS else ''}"
+            for number, (name, places) in enumerate(self._unknown.items())
         ]
+
+    def _suggestion(self, got: str, known: Iterable[str]) -> str:
+        """Nothing for a problem that is not shown: an answer may hold thousands, and comparing names takes time."""
+        return did_you_mean(shorten(got), known) if len(self.problems) < MAX_PROBLEMS else ""
 
     def _name(self, label: str, entry: dict[str, Any]) -> str:
         name = entry.get("name")
@@ -208,7 +214,7 @@ class _Reader:
         for name, value in thresholds.items():
             cost = costs.get(name)
             if name not in COSTS:
-                known = did_you_mean(shorten(name), COSTS)
+                known = self._suggestion(name, COSTS)
                 self.problems.append(f"{where}: no cost is called {shorten(ascii(name))}.{known}")
             elif value is not None and not is_amount(value):
                 self.problems.append(f"{where}: {name} must be a number from 0 to 1e6, or null, got {_kind(value)}")

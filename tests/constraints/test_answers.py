@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grape.constraints import COSTS, TaskConstraints, derive_constraints, shipped_constraints
+from grape.constraints import COSTS, TaskConstraints, answers, derive_constraints, shipped_constraints
 from grape.constraints.answers import ANSWER_SCHEMA, MAX_PROBLEMS, parse_answer
 from grape.constraints.ordering import Outline, ordering_problems
 from grape.envs.simpler.tasks import BRIDGE_TASKS, SUITE
@@ -82,6 +82,22 @@ def test_many_problems_are_cut() -> None:
     lines = problems_of(json.dumps({"stages": stages}))
     assert lines[0] == "the answer has 40 problems:" and len(lines) == MAX_PROBLEMS + 2
     assert lines[-1] == "- and 30 more"
+
+
+def test_problems_come_in_the_order_of_the_answer() -> None:
+    # the repair turn quotes them, and is found in the cache by what it says: a set's order would change with the run
+    fields = [f"field_{i}" for i in range(8)]
+    lines = problems_of(json.dumps({"stages": [{"name": "s", "done_when": "goal(0)", **dict.fromkeys(fields, 1)}]}))
+    assert [line.split("'")[3] for line in lines[1:]] == fields
+
+
+def test_thousands_of_problems_take_no_longer_than_those_that_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    monkeypatch.setattr(answers, "did_you_mean", lambda got, known: compared.append(got) or "")
+    names = [f"other_contact({', '.join(f'no_{i}_{j}' for j in range(100))})" for i in range(20)]
+    stages = [{"name": f"s{i}", "done_when": text, **{f"f{j}": 1 for j in range(50)}} for i, text in enumerate(names)]
+    assert problems_of(json.dumps({"stages": stages}), num_goals=None)[-1] == f"- and {20 * 150 - MAX_PROBLEMS} more"
+    assert len(compared) <= 2 * MAX_PROBLEMS
 
 
 def test_a_wrong_keypoint_is_named_once() -> None:
