@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from grape.cli.arguments import parse_config
 from grape.config.constraints_keypoints import KeypointsConfig
@@ -28,6 +26,7 @@ from grape.envs import spawn
 from grape.envs.protocol import InitStateId
 from grape.envs.view import take_view
 from grape.files import write_bytes_atomic
+from grape.trajectory import encode_png
 
 CM_PER_M = 100.0
 
@@ -100,10 +99,7 @@ def encode_keypoints(
 def draw(image: np.ndarray, keypoints: Sequence[Keypoint]) -> bytes:
     """PNG of the picture with numbered keypoints."""
     pixels = np.array([keypoint.pixel for keypoint in keypoints])
-    drawn = draw_keypoints(image, pixels, [keypoint.name for keypoint in keypoints])
-    buffer = io.BytesIO()
-    Image.fromarray(drawn).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png(draw_keypoints(image, pixels, [keypoint.name for keypoint in keypoints]))
 
 
 def describe(number: int, keypoint: Keypoint, distance_m: float | None) -> str:

@@ -7,6 +7,7 @@ Axis legend: R rows; scalars and conditions are (R,), vectors (R, 3).
 
 from __future__ import annotations
 
+import keyword
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Literal
 import numpy as np
 
 from grape.constraints.facts import FactTable
+from grape.constraints.points import check_point_name
+from grape.errors import ConstraintError
 
 Kind = Literal["scalar", "vector", "condition"]
 Array = np.ndarray
@@ -102,3 +105,10 @@ NAMES: dict[str, tuple[Kind, Callable[[FactTable], Array]]] = {
 """Names with a fixed meaning; any other bare name is a keypoint."""
 
 WORDS = frozenset(FUNCTIONS) | frozenset(LOOKUPS) | frozenset(SPECIAL_FORMS)
+
+
+def check_free_name(name: str) -> None:
+    """Raise ``ConstraintError`` unless expressions can refer to something new by this name, and mean nothing else."""
+    check_point_name(name)
+    if name in WORDS or name in NAMES or keyword.iskeyword(name):
+        raise ConstraintError(f"point {name!r}: that is a word of the language; choose another name")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from grape.constraints.functions import check_free_name
 from grape.constraints.masked_picture import MaskedPicture
-from grape.constraints.points import check_point_name
+from grape.constraints.reading import parse_json
 from grape.errors import ConstraintError, RecordError
 from grape.scene import load_camera
 
@@ -33,8 +33,7 @@ def load_masked_picture(
     Raises:
         RecordError: A file is missing or damaged, or they do not belong together.
     """
-    with _open(image) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    pixels = read_picture(image)
     labels = _read_labels(masks)
     seen = [int(label) for label in np.unique(labels) if label]
     return MaskedPicture(
@@ -44,6 +43,16 @@ def load_masked_picture(
         depth_m=None if depth is None else _read_depth(depth),
         camera=None if camera is None else load_camera(camera),
     )
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 from any format that Pillow reads.
+
+    Raises:
+        RecordError: There is no such picture.
+    """
+    with _open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _read_labels(path: Path) -> np.ndarray:
@@ -59,7 +68,7 @@ def _read_labels(path: Path) -> np.ndarray:
 def _read_names(path: Path) -> dict[int, str]:
     wanted = 'wanted label to name, such as {"1": "mug"}'
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist; {wanted}") from None
     except (OSError, ValueError) as error:
@@ -68,7 +77,7 @@ def _read_names(path: Path) -> dict[int, str]:
         raise RecordError(f"{path} holds something else; {wanted}")
     try:
         for name in content.values():
-            check_point_name(name)
+            check_free_name(name)
     except ConstraintError as error:
         raise RecordError(f"{path}: constraints could not refer to this mask: {error}") from error
     return {int(label): name for label, name in content.items()}
@@ -78,11 +87,14 @@ def _read_depth(path: Path) -> np.ndarray:
     """In m."""
     if path.suffix == ".npy":
         try:
-            return np.load(path, allow_pickle=False)
+            depth_m = np.load(path, allow_pickle=False)
         except FileNotFoundError:
             raise RecordError(f"{path} does not exist; wanted depth in m") from None
         except (OSError, ValueError, EOFError) as error:
             raise RecordError(f"{path} is damaged ({error}); wanted depth in m, written by numpy.save") from error
+        if not isinstance(depth_m, np.ndarray):
+            raise RecordError(f"{path} is an archive of arrays; wanted one array of depth in m, written by numpy.save")
+        return depth_m
     with _open(path) as picture:
         if picture.format != "PNG" or picture.mode not in DEEP_MODES:
             raise RecordError(
@@ -98,6 +110,7 @@ def _open(path: Path) -> Image.Image:
         picture.load()
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's errors for damaged files
+    # Pillow's errors for damaged files, and for small files of huge pictures
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RecordError(f"{path} cannot be read as a picture: {error}") from error
     return picture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from grape.constraints.expression import Expression, compile_condition, compile_cost
-from grape.constraints.functions import LOOKUPS, NAMES, WORDS
+from grape.constraints.functions import LOOKUPS, check_free_name
 from grape.constraints.points import MAX_POINTS, Point, check_point_name
 from grape.constraints.reading import check_label, read_data
 from grape.constraints.units import check_threshold
@@ -125,9 +124,7 @@ class TaskConstraints:
         if len(self.points) > MAX_POINTS:
             raise ConstraintError(f"{len(self.points)} points, at most {MAX_POINTS} are allowed")
         for name, point in self.points.items():
-            check_point_name(name)
-            if name in WORDS or name in NAMES or keyword.iskeyword(name):
-                raise ConstraintError(f"point {name!r}: that is a word of the language; choose another name")
+            check_free_name(name)
             if point.of in self.points:
                 raise ConstraintError(f"point {name!r} is fixed to {point.of!r}, another point; name an object instead")
         for stage in self.stages:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from grape.constraints.drawing import draw_keypoints
-from grape.errors import ConfigError
+from grape.constraints.functions import check_free_name
+from grape.constraints.picture_files import read_picture
+from grape.constraints.reading import check_label, parse_json
+from grape.errors import ConfigError, ConstraintError
 from grape.scene import SceneView
+from grape.trajectory import encode_png
 
 MAX_SIDE_PIXELS = 1536
 """Of the picture that is sent; larger ones are scaled down, which models do anyway."""
 MAX_KEYPOINTS = 99
-MAX_TASK_CHARACTERS = 1000
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +52,14 @@ class Scene:
         names = self.keypoint_names
         if not 1 <= len(names) <= MAX_KEYPOINTS or len(set(names)) != len(names):
             raise ConfigError(f"got the keypoints {names}; want 1 to {MAX_KEYPOINTS} different names")
-        for name in names:
-            if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-                raise ConfigError(f"keypoint name {name!r}: want letters, digits, _ - and . only, at most 80")
-        if not self.task.strip() or len(self.task) > MAX_TASK_CHARACTERS:
-            raise ConfigError(f"a task is said in 1 to {MAX_TASK_CHARACTERS} characters, got {len(self.task)}")
+        if not self.task.strip():
+            raise ConfigError("the task is empty; say it in a few words")
+        try:
+            for name in names:
+                check_free_name(name)
+            check_label(self.task, "the task")
+        except ConstraintError as error:
+            raise ConfigError(f"constraints could not be written: {error}") from error
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
@@ -102,13 +104,10 @@ def scene_of_picture(
     """The scene of a picture file; nothing of the file is sent but its pixels.
 
     Raises:
-        ConfigError: No picture, or keypoints outside it.
+        RecordError: There is no such picture.
+        ConfigError: Keypoints are outside it.
     """
-    try:
-        with Image.open(path) as file:
-            image = np.asarray(file.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"{path} is no picture that can be read ({error}); take a PNG or JPEG file") from error
+    image = read_picture(path)
     for keypoint in keypoints:
         if keypoint.pixel is not None and _inside(keypoint.pixel, image.shape) is None:
             raise ConfigError(
@@ -127,13 +126,13 @@ def read_keypoints(path: Path) -> tuple[SceneKeypoint, ...]:
         ConfigError: The file is missing or something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         entries = data["keypoints"] if isinstance(data, dict) else data
         return tuple(
             SceneKeypoint(name=entry["name"], pixel=_numbers(entry, "pixel"), position_m=_numbers(entry, "position_m"))
             for entry in entries
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is no list of keypoints ({type(error).__name__}: {error}); "
             "make it with: grape constraints keypoints"
@@ -159,14 +158,12 @@ def _marked(image: np.ndarray, keypoints: Sequence[SceneKeypoint]) -> tuple[byte
     pixels = np.array([keypoint.pixel or (np.nan, np.nan) for keypoint in keypoints]).reshape(-1, 2)
     marked = Image.fromarray(draw_keypoints(image, pixels, [keypoint.name for keypoint in keypoints]))
     marked.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
-    buffer = io.BytesIO()
-    marked.save(buffer, "PNG")
     scale = marked.width / image.shape[1]
     scaled = (
         replace(one, pixel=None if one.pixel is None else (one.pixel[0] * scale, one.pixel[1] * scale))
         for one in keypoints
     )
-    return buffer.getvalue(), tuple(scaled)
+    return encode_png(np.asarray(marked)), tuple(scaled)
 
 
 def _line(number: int, keypoint: SceneKeypoint) -> dict[str, Any]:
