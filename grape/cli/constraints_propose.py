@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from grape.constraints.proposals import (
     Proposal,
     Scene,
     SceneKeypoint,
+    Turn,
+    UnusableAnswersError,
+    count_tokens,
     first_messages,
     pixels_digest,
     propose,
@@ -48,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     out = out_path(config)
     if out.exists() and not config.overwrite:
         raise ConfigError(f"{out} is there already; name another file with --out, or replace it with --overwrite")
+    refuse_to_replace_inputs(config, out)
     endpoint = None if config.offline else find_endpoint(config)
     if config.model is None and (endpoint is not None or config.offline):
         raise ConfigError("which model? Name it with --model, as the endpoint calls it")
@@ -70,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         if config.offline:
             raise
         return fall_back(config, spec, out, str(error))
+    except UnusableAnswersError as error:
+        print(spent(config, error.turns))  # they are paid for all the same
+        raise
     write_json(out, constraints_data(proposal.constraints))
     write_json(out.with_suffix(".proposal.json"), provenance(config, scene, asking, proposal))
     report(config, proposal, out)
@@ -84,6 +92,14 @@ def out_path(config: ConstraintsProposeConfig) -> Path:
         return DEFAULT_FOLDER / f"{config.suite}_{config.task_id}.json"
     words = re.findall(r"[a-z0-9]+", (config.task or "").lower())
     return DEFAULT_FOLDER / f"{'_'.join(words)[:60] or 'task'}.json"
+
+
+def refuse_to_replace_inputs(config: ConstraintsProposeConfig, out: Path) -> None:
+    """Raise ``ConfigError`` where what is written would be written over the question's own files."""
+    written = {path.resolve() for path in (out, out.with_suffix(".png"))}
+    for path in (config.image, config.keypoints):
+        if path is not None and path.resolve() in written:
+            raise ConfigError(f"{path} would be replaced, as {out} and its picture are written; name another --out")
 
 
 def default_cache() -> Path:
@@ -134,6 +150,7 @@ def fall_back(config: ConstraintsProposeConfig, spec: TaskSpec | None, out: Path
         )
     constraints = toolkit_constraints(spec)
     write_json(out, constraints_data(constraints))
+    out.with_suffix(".proposal.json").unlink(missing_ok=True)  # of a model's answer that was here before
     origin = "derived from the task's goal" if constraints.source == "bddl" else "shipped with the toolkit"
     print(f"No model was asked: {why}.")
     print(f"Instead, constraints {origin} (source: {constraints.source}), for no objective in particular:")
@@ -180,7 +197,7 @@ def report(config: ConstraintsProposeConfig, proposal: Proposal, out: Path) -> N
     cached = sum(turn.from_cache for turn in proposal.turns)
     repaired = ", the first answer had to be repaired" if len(proposal.turns) > 1 else ""
     print(f"{config.model}: {len(proposal.turns)} answer(s), {cached} of them from the cache{repaired}")
-    print(spent(config, proposal))
+    print(spent(config, proposal.turns))
     print_stages(proposal.constraints)
     print(
         f"wrote {out}; beside it, with the same name: .png and .prompt.txt (what was sent), .proposal.json (its origin)"
@@ -191,9 +208,9 @@ def report(config: ConstraintsProposeConfig, proposal: Proposal, out: Path) -> N
     print(f"then: grape score RUN --constraints_dir {shlex.quote(str(out.parent))}")
 
 
-def spent(config: ConstraintsProposeConfig, proposal: Proposal) -> str:
+def spent(config: ConstraintsProposeConfig, turns: Sequence[Turn]) -> str:
     """Tokens of this run and, where prices are given, what they cost."""
-    tokens = proposal.tokens(new=True)
+    tokens = count_tokens(turns)
     if tokens is None:
         return "tokens: the endpoint gave no count"
     line = f"tokens: {tokens[0]} in, {tokens[1]} out"

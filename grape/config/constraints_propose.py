@@ -51,7 +51,7 @@ class ConstraintsProposeConfig:
     timeout_s: float = 180.0
     """Seconds for one whole answer."""
     max_retries: int = 4
-    """How often to ask again after a time-out, 429 (waiting as long as it says), 5xx or a broken connection."""
+    """How often to ask again after a time-out, 429 (waiting as it says, up to 2 minutes), 5xx or a broken body."""
     price_per_million_input: float | None = None
     """Price of a million input tokens, in any currency. No price list is shipped, it would age."""
     price_per_million_output: float | None = None

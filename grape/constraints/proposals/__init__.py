@@ -2,8 +2,16 @@
 
 from grape.constraints.proposals.cache import AnswerCache, StoredAnswer, pixels_digest
 from grape.constraints.proposals.client import Endpoint, ModelSettings
-from grape.constraints.proposals.messages import OBJECTIVES, PROMPT_VERSION, first_messages, readable
-from grape.constraints.proposals.propose import Asking, MissingAnswerError, Proposal, propose
+from grape.constraints.proposals.messages import PROMPT_VERSION, first_messages, readable
+from grape.constraints.proposals.propose import (
+    Asking,
+    MissingAnswerError,
+    Proposal,
+    Turn,
+    UnusableAnswersError,
+    count_tokens,
+    propose,
+)
 from grape.constraints.proposals.scene import (
     Scene,
     SceneKeypoint,
@@ -13,7 +21,6 @@ from grape.constraints.proposals.scene import (
 )
 
 __all__ = [
-    "OBJECTIVES",
     "PROMPT_VERSION",
     "AnswerCache",
     "Asking",
@@ -24,6 +31,9 @@ __all__ = [
     "Scene",
     "SceneKeypoint",
     "StoredAnswer",
+    "Turn",
+    "UnusableAnswersError",
+    "count_tokens",
     "first_messages",
     "pixels_digest",
     "propose",

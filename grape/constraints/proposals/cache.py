@@ -1,7 +1,7 @@
 """Every answer of a model in a file of its own, so that a run can be repeated offline and its cache given to others.
 
-An entry is named after what was asked: picture, prompts, model and settings. Where and how it was asked (URL, key,
-streaming, patience) is no part of that, and not stored.
+An entry is named after what was asked: picture, prompts, schema, model and settings. Where and how it was asked (URL,
+key, streaming, patience) is no part of that, and not stored.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from grape.constraints.answers import ANSWER_SCHEMA
 from grape.constraints.proposals.client import ModelSettings
 from grape.constraints.proposals.completion import Completion
 from grape.errors import ProposalError
@@ -94,7 +95,11 @@ class AnswerCache:
 
 def _asked(settings: ModelSettings, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What decides the answer, as plain data; a picture as the hash of its pixels."""
-    return {"settings": dataclasses.asdict(settings), "messages": [_without_pictures(one) for one in messages]}
+    return {
+        "settings": dataclasses.asdict(settings),
+        "schema_sha256": _digest(ANSWER_SCHEMA),
+        "messages": [_without_pictures(one) for one in messages],
+    }
 
 
 def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:
@@ -117,5 +122,5 @@ def pixels_digest(picture: bytes) -> str:
     return hashlib.sha256(f"{pixels.width} x {pixels.height};".encode() + pixels.tobytes()).hexdigest()
 
 
-def _digest(answer: Any) -> str:
-    return hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

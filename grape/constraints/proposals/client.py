@@ -66,9 +66,14 @@ class Endpoint:
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ConfigError("OPENAI_API_KEY holds characters that no key has; set it again")
         if url is not None:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError(f"base_url {url!r}: want http:// or https://, a host and usually /v1")
+            try:
+                parts = urlsplit(url)
+                usable = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
+                (parts.hostname or "").encode("idna"), parts.port  # both raise where they cannot be one
+            except ValueError:
+                usable = False
+            if not usable:
+                raise ConfigError("base_url is no address: want http:// or https://, a host and usually /v1")
             if "@" in parts.netloc or parts.query or parts.fragment:
                 raise ConfigError("base_url holds a user, a query or a fragment; the key belongs into OPENAI_API_KEY")
         return cls(base_url=url, api_key=key, **settings)
@@ -131,7 +136,9 @@ def _answer(client: Any, endpoint: Endpoint, request: dict[str, Any]) -> Complet
     for attempt in range(endpoint.max_retries + 1):
         try:
             with client.chat.completions.with_streaming_response.create(**request) as response:
-                return read_completion(_read_body(response, endpoint.timeout_s))
+                body = _read_body(response, endpoint.timeout_s)
+            # before messages quote its beginning, which may end within the key
+            return read_completion(_blot(endpoint, body.decode("latin-1")).encode("latin-1"))
         except (http.HTTPError, BrokenBodyError) as error:
             if attempt == endpoint.max_retries:
                 if isinstance(error, BrokenBodyError):

@@ -17,7 +17,6 @@ from grape.constraints.proposals.scene import Scene
 
 PROMPT_VERSION = "v1"
 FOLDER = Path(__file__).with_name("prompts") / PROMPT_VERSION
-OBJECTIVES = ("task_completion", "safety", "efficiency")
 EXAMPLES = ("libero", "simpler")
 LARGEST_QUOTE = 20_000
 """Characters of an unusable answer that are sent back."""

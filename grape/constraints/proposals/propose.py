@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -28,23 +28,30 @@ class Turn:
     from_cache: bool
 
 
+class UnusableAnswersError(ProposalError):
+    """Both answers came and neither can be used; ``turns`` says what they took."""
+
+    def __init__(self, message: str, turns: Sequence[Turn]) -> None:
+        super().__init__(message)
+        self.turns = tuple(turns)
+
+
+def count_tokens(turns: Sequence[Turn]) -> tuple[int, int] | None:
+    """Tokens in and out of what was asked now; ``None`` where the endpoint gave no count."""
+    total_in, total_out = 0, 0
+    for completion in (turn.answer.completion for turn in turns if not turn.from_cache):
+        if completion.input_tokens is None or completion.output_tokens is None:
+            return None
+        total_in, total_out = total_in + completion.input_tokens, total_out + completion.output_tokens
+    return total_in, total_out
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
     """Checked constraints and the one or two answers behind them."""
 
     constraints: TaskConstraints
     turns: tuple[Turn, ...]
-
-    def tokens(self, *, new: bool = False) -> tuple[int, int] | None:
-        """Tokens in and out of all turns, or of those asked now; ``None`` where the endpoint gave no count."""
-        completions = [turn.answer.completion for turn in self.turns if not (new and turn.from_cache)]
-        counts = [(one.input_tokens, one.output_tokens) for one in completions]
-        total_in, total_out = 0, 0
-        for count_in, count_out in counts:
-            if count_in is None or count_out is None:
-                return None
-            total_in, total_out = total_in + count_in, total_out + count_out
-        return total_in, total_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +98,8 @@ def propose(scene: Scene, objective: str, asking: Asking) -> Proposal:
     """Ask for a task's stages and check them; an answer that cannot be used is sent back once, with its problems.
 
     Raises:
-        ProposalError: No answer, or two that cannot be used; the message says where their texts are.
+        ProposalError: No answer.
+        UnusableAnswersError: Two that cannot be used; the message says where their texts are.
     """
     messages = first_messages(scene, objective)
     turns: list[Turn] = []
@@ -112,7 +120,8 @@ def propose(scene: Scene, objective: str, asking: Asking) -> Proposal:
             problems = str(error)
             messages = repair_messages(messages, text, problems)
     files = " and ".join(str(turn.answer.path) for turn in turns)
-    raise ProposalError(
+    raise UnusableAnswersError(
         f"{asking.settings.model!r} answered twice, and neither can be used. Of the second answer: {problems}\n"
-        f"The raw answers are in {files}; --refresh asks again, or take another model"
+        f"The raw answers are in {files}; --refresh asks again, or take another model",
+        turns,
     )

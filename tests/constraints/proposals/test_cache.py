@@ -141,10 +141,14 @@ def test_nobody_to_ask_about_a_suite_s_task(shell: Shell, suite: str, source: st
     if suite == "libero_goal":
         pytest.importorskip("libero")
     shell.capsys.readouterr()
+    origin = Path(f"runs/constraints/{suite}_1.proposal.json")
+    origin.parent.mkdir(parents=True)
+    origin.write_text("of a model's answer that was here before")
     assert main(["constraints", "propose", "--suite", suite, "--task_id", "1", *model]) == 0
     shown = shell.capsys.readouterr().out
     assert "No model was asked" in shown and f"source: {source}" in shown
     assert load_constraints(Path(f"runs/constraints/{suite}_1.json")).source == source
+    assert not origin.exists()
 
 
 def test_nobody_to_ask_about_a_task_in_words(shell: Shell) -> None:

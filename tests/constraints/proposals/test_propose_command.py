@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,8 +106,8 @@ def test_an_answer_that_cannot_be_used_is_sent_back_once_with_its_problems(
 
 def test_after_two_unusable_answers_it_says_where_they_are(shell: Shell, server: ChatServer) -> None:
     server.play(completion(answers.NOT_JSON), completion(answers.UNKNOWN_KEYPOINT))
-    code, _, complaint = shell.run()
-    assert code == 1 and len(server.requests) == 2 and "bowel" in complaint
+    code, shown, complaint = shell.run()
+    assert code == 1 and len(server.requests) == 2 and "bowel" in complaint and "2400 in, 600 out" in shown
     entries = sorted(shell.cache.iterdir())
     assert len(entries) == 2 and all(str(path) in complaint for path in entries)
     texts = {json.loads(path.read_text())["answer"]["text"] for path in entries}
@@ -157,10 +158,15 @@ def on_one_line(complaint: str) -> str:
         ([], "--suite"),
         (["--suite", "libero_goal"], "--task_id"),
         (["--task", "x", "--image", "scene.png"], "--keypoint_names"),
-        (["--task", "x", "--image", "keypoints.json", "--keypoint_names", "a"], "no picture"),
+        (["--task", "x", "--image", "keypoints.json", "--keypoint_names", "a"], "as a picture"),
         (["--task", "x", "--image", "scene.png", "--keypoint_names", "a", "a"], "different names"),
         (["--task", "x", "--image", "scene.png", "--keypoint_names", 'a"b'], "letters, digits"),
+        (["--task", "x", "--image", "scene.png", "--keypoint_names", "up"], "a word of the language"),
+        (["--task", "x", "--image", "scene.png", "--keypoint_names", "a__b"], "letters, digits"),
+        (["--task", "x" * 501, "--image", "scene.png", "--keypoint_names", "a"], "at most 500"),
+        (["--task", "x\ny", "--image", "scene.png", "--keypoint_names", "a"], "on one line"),
         (["--task", "x", "--image", "scene.png", "--keypoints", "scene.png"], "no list of keypoints"),
+        (["--task", "x", "--image", "scene.png", "--keypoints", "huge.json"], "no list of keypoints"),
         (["--task", "x", "--image", "small.png", "--keypoints", "keypoints.json"], "another picture"),
         (["--suite", "libero_goal", "--task_id", "3", "--keypoint_names", "a"], "the simulator's"),
         (["--suite", "libero_gaol", "--task_id", "3"], "libero_goal"),
@@ -168,6 +174,7 @@ def on_one_line(complaint: str) -> str:
 )
 def test_a_question_that_cannot_be_asked(shell: Shell, server: ChatServer, flags, said) -> None:
     Image.new("RGB", (64, 48)).save("small.png")
+    Path("huge.json").write_text(f'[{{"name": "a", "pixel": [1{"0" * 400}, 0]}}]')
     shell.capsys.readouterr()
     server.play(completion(answers.GOOD))
     assert main(["constraints", "propose", "--model", "by-hand", "--base_url", server.base_url, *flags]) != 0
@@ -186,6 +193,12 @@ def test_a_question_that_cannot_be_asked(shell: Shell, server: ChatServer, flags
         (["--out", "x.yaml"], ".json"),
         (["--base_url", "localhost:8000"], "http://"),
         (["--base_url", "http://user:secret-pw@host/v1"], "OPENAI_API_KEY"),
+        (["--base_url", "http://[::1/v1"], "http://"),
+        (["--base_url", "http://host:port/v1"], "http://"),
+        (["--base_url", "http://.../v1"], "http://"),
+        (["--base_url", "http://host\n/v1"], "http://"),
+        (["--out", "scene.json"], "scene.png would be replaced"),
+        (["--out", "keypoints.json", "--overwrite"], "keypoints.json would be replaced"),
     ],
 )
 def test_a_setting_that_cannot_be_honoured(shell: Shell, server: ChatServer, flags, said) -> None:
