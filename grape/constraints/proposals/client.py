@@ -130,24 +130,27 @@ def _options(endpoint: Endpoint, settings: ModelSettings, response_format: dict[
 
 
 def _answer(client: Any, endpoint: Endpoint, request: dict[str, Any]) -> Completion:
-    """One answer. The client retries until the body begins; what breaks in the body is retried here."""
+    """One answer. The client retries until the body begins; what breaks in the body is retried here, of one budget."""
     # The client's HTTP library has had two names; its errors come as they are once the body has begun.
     http = importlib.import_module(type(client.base_url).__module__.partition(".")[0])
-    for attempt in range(endpoint.max_retries + 1):
+    remaining = endpoint.max_retries
+    while True:
+        patient = client.with_options(max_retries=remaining)
         try:
-            with client.chat.completions.with_streaming_response.create(**request) as response:
+            with patient.chat.completions.with_streaming_response.create(**request) as response:
+                remaining -= response.retries_taken
                 body = _read_body(response, endpoint.timeout_s)
             # before messages quote its beginning, which may end within the key
             return read_completion(_blot(endpoint, body.decode("latin-1")).encode("latin-1"))
         except (http.HTTPError, BrokenBodyError) as error:
-            if attempt == endpoint.max_retries:
+            if remaining == 0:
                 if isinstance(error, BrokenBodyError):
                     raise
                 if isinstance(error, http.TimeoutException):
                     raise _too_slow(endpoint.timeout_s) from None
                 raise BrokenBodyError(f"the connection broke in the answer ({type(error).__name__})") from None
-        time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt))
-    raise AssertionError("the last attempt either answers or raises")
+        time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (endpoint.max_retries - remaining)))
+        remaining -= 1
 
 
 def _read_body(response: Any, timeout_s: float) -> bytes:

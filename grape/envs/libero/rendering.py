@@ -75,9 +75,11 @@ class AgentView:
         context, model = self._context, self._sim.model._model
         sites = context.vopt.sitegroup.copy()
         context.vopt.sitegroup[:] = 0  # markers, transparent in the picture, would hide what is behind them
-        context.gl_ctx.make_current()
-        context.render(self._size, self._size, camera_id=self._camera_id, segmentation=True)
-        context.vopt.sitegroup[:] = sites
+        try:
+            context.gl_ctx.make_current()
+            context.render(self._size, self._size, camera_id=self._camera_id, segmentation=True)
+        finally:
+            context.vopt.sitegroup[:] = sites
         things, buffer = context.read_pixels(self._size, self._size, depth=True, segmentation=True)
         geoms = np.where(things[..., 0] == mujoco.mjtObj.mjOBJ_GEOM, things[..., 1], -1).astype(np.int32)
         near, far = (getattr(model.vis.map, name) * model.stat.extent for name in ("znear", "zfar"))

@@ -93,6 +93,13 @@ def test_a_broken_body_is_asked_again(shell: Shell, server: ChatServer, reply: R
     assert code == 1 and "Traceback" not in complaint and len(server.requests) == 1
 
 
+def test_what_breaks_before_and_in_the_body_is_counted_together(shell: Shell, server: ChatServer) -> None:
+    busy, cut = refusal(429, "slow down", **{"Retry-After": "0.01"}), BROKEN["cut"]
+    server.play(cut, busy, cut, GOOD)
+    code, _, complaint = shell.run("--max_retries", "2")
+    assert code == 1 and "not whole JSON" in complaint and len(server.requests) == 3
+
+
 def test_a_huge_body_is_not_read_to_its_end(shell: Shell, server: ChatServer) -> None:
     server.play(Reply(pieces=[b" " * 2**20] * 20))
     code, _, complaint = shell.run()
