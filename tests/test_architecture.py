@@ -18,7 +18,16 @@ import pytest
 
 import grape
 import grape.config
-from grape.cli.main import COMMANDS, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_USAGE, load_command, main, run_command
+from grape.cli.main import (
+    COMMANDS,
+    EXIT_BROKEN_PIPE,
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    load_command,
+    main,
+    run_command,
+)
 from grape.errors import GrapeError, PairingError
 
 PACKAGE = Path(grape.__file__).parent
@@ -260,6 +269,7 @@ def test_unknown_flag_is_a_usage_error() -> None:
     [
         (PairingError("initial states differ"), EXIT_ERROR, "grape score: initial states differ"),
         (OSError(28, "No space left on device", "/full/file"), EXIT_ERROR, "the disk is full (/full/file)"),
+        (PermissionError(13, "Permission denied", "/closed/file"), EXIT_ERROR, "/closed/file: permission denied"),
         (KeyboardInterrupt(), EXIT_INTERRUPTED, "interrupted"),
         (SystemExit(2), EXIT_USAGE, ""),
         (SystemExit("no"), EXIT_ERROR, "no"),
@@ -276,6 +286,30 @@ def test_what_a_user_can_cause_is_one_line(
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("num_lines", [1, 100_000])  # the first reach the pipe only as the command ends
+def test_a_reader_who_leaves_is_no_mistake(num_lines: int) -> None:
+    script = (
+        "import sys; from grape.cli import main; "
+        f"main.load_command = lambda name: lambda argv: print('a line\\n' * {num_lines}); "
+        "sys.exit(main.run_command('score', []))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == EXIT_BROKEN_PIPE
+
+
+def test_a_pipe_that_is_not_our_output_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("grape.cli.main.load_command", lambda name: fail)
+    with pytest.raises(BrokenPipeError):
+        run_command("score", [])
 
 
 def test_our_own_mistakes_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -33,12 +34,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command name -> (``module:function`` taking ``argv`` and returning an exit code, one line of help)."""
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 TRACEBACK_VARIABLE = "GRAPE_TRACEBACK"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 well, 1 refused or failed, 2 wrong usage, 130 interrupted."""
+    """Run one command and return its exit code: 0 well, 1 refused or failed, 2 wrong usage, 130 interrupted,
+    141 nobody reads on."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -56,9 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Run the command ``name`` and turn what a user can cause into one line and an exit code."""
     try:
-        return load_command(name)(list(argv)) or 0
+        code = load_command(name)(list(argv)) or 0
+        sys.stdout.flush()  # here, where a reader who has left, such as head, is no error
+        return code
     except GrapeError as error:
         return _refuse(name, str(error))
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return EXIT_BROKEN_PIPE
+    except PermissionError as error:
+        return _refuse(
+            name, f"{error.filename or 'a file'}: permission denied; change its rights, or name another place"
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -85,6 +97,16 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     head = ["usage: grape COMMAND [--flag value …]", "", "commands (grape COMMAND --help lists the flags):"]
     return "\n".join([*head, *lines, "", f"{TRACEBACK_VARIABLE}=1 shows where an error came from."])
+
+
+def _reader_has_left() -> bool:
+    """Whether it is our own output that nobody reads; what is left of it is then dropped, without a complaint."""
+    poll = select.poll()
+    poll.register(sys.__stdout__ or sys.stdout, 0)  # errors alone, which are always told
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _refuse(name: str, message: str) -> int:
