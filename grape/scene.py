@@ -16,6 +16,9 @@ import numpy as np
 from grape.errors import RecordError
 from grape.files import write_bytes_atomic
 
+LARGEST_NUMBER, SMALLEST_FOCAL_LENGTH = 1e6, 1e-3
+"""Of a camera, in pixels or metres: beyond them a position is no number that can be used."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
@@ -29,14 +32,20 @@ class Camera:
     def __post_init__(self) -> None:
         for name, shape in (("intrinsics", (3, 3)), ("camera_to_world", (4, 4))):
             values = np.asarray(getattr(self, name), np.float64)
-            if values.shape != shape or not np.isfinite(values).all():
+            if values.shape != shape:
                 raise RecordError(f"a camera's {name} are {shape} finite numbers, got shape {values.shape}")
+            if not (np.abs(values) <= LARGEST_NUMBER).all():  # false for nan, too
+                raise RecordError(
+                    f"a camera's {name} are finite numbers up to {LARGEST_NUMBER:g}, got {values.tolist()}"
+                )
             object.__setattr__(self, name, values)
         for name in ("intrinsics", "camera_to_world"):
             if not np.allclose(row := getattr(self, name)[-1], np.eye(len(row))[-1]):
                 raise RecordError(f"the last row of a camera's {name} is 0, …, 0, 1; got {row}: transposed?")
-        if not (np.diag(self.intrinsics) != 0).all():
-            raise RecordError(f"focal lengths are not 0, got intrinsics {self.intrinsics.tolist()}")
+        if not (np.abs(np.diag(self.intrinsics)) >= SMALLEST_FOCAL_LENGTH).all():
+            raise RecordError(f"focal lengths are pixels and not 0, got intrinsics {self.intrinsics.tolist()}")
+        if not np.isclose(self.intrinsics[1, 0], 0):
+            raise RecordError(f"intrinsics are 0 below their diagonal, got {self.intrinsics.tolist()}: transposed?")
         rotation = self.camera_to_world[:3, :3]
         if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
             raise RecordError("camera_to_world is not a rigid transform: its upper left 3 by 3 part is no rotation")
@@ -71,7 +80,7 @@ def load_camera(path: Path) -> Camera:
         if not isinstance(data, dict) or set(data) != set(_CAMERA_FIELDS):
             raise RecordError(f"wanted an object with the fields {', '.join(_CAMERA_FIELDS)} and no others")
         return Camera(**{name: np.array(values, dtype=np.float64) for name, values in data.items()})
-    except (OSError, ValueError, TypeError, RecursionError, RecordError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError, RecordError) as error:
         raise RecordError(f"{path} is not a camera: {error}") from error
 
 

@@ -42,6 +42,8 @@ class ConstraintsCheckConfig:
             raise ConfigError(f"unknown preset {self.preset!r}.{did_you_mean(self.preset, PRESETS)}")
         if not 100 <= self.num_resamples <= 100_000:
             raise ConfigError(f"num_resamples is {self.num_resamples}; it must lie between 100 and 100000")
+        if self.file is not None and self.out is not None and self.out.resolve() == self.file.resolve():
+            raise ConfigError(f"--out {self.out} would replace the constraints that are checked; name another file")
         if self.strip is not None and self.strip.suffix not in STRIP_SUFFIXES:
             raise ConfigError(
                 f"{self.strip} is neither {' nor '.join(STRIP_SUFFIXES)}; name the strip with one of them"

@@ -58,6 +58,10 @@ class KeypointsConfig:
         foreign = [name for name in (of_files if in_simulator else ("task_id",)) if getattr(self, name) is not None]
         if foreign:
             raise ConfigError(f"--{foreign[0]} does not belong to {'--suite' if in_simulator else '--image'}")
+        written = {(self.out / name).resolve() for name in ("keypoints.png", "keypoints.json")}
+        for path in (self.image, self.masks, self.mask_names, self.depth, self.camera):
+            if path is not None and path.resolve() in written:
+                raise ConfigError(f"{path} would be replaced by what is written; name another folder with --out")
         if (self.depth is None) != (self.camera is None):
             raise ConfigError("--depth and --camera go together: positions in m need both")
         if self.source == "simulator" and in_files:

@@ -15,6 +15,8 @@ from grape.scene import Camera, SceneView
 
 LARGEST_DEPTH_M = 100.0
 """A picture in which everything is further away than this was given in another unit."""
+MAX_MASKS = 256
+"""No segmenter finds so many objects; depth given as masks has more, and drawing them takes squared time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,12 @@ class MaskedPicture:
         self._check_size("label image", self.labels)
         if not np.issubdtype(self.labels.dtype, np.integer) or self.labels.min() < 0:
             raise RecordError(f"labels are integers from 0 (no mask), got {self.labels.dtype} from {self.labels.min()}")
-        unnamed = sorted(set(np.unique(self.labels).tolist()) - {0, *self.mask_names})
+        found = set(np.unique(self.labels).tolist()) - {0}
+        if len(found) > MAX_MASKS:
+            raise RecordError(
+                f"the label image has {len(found)} masks, at most {MAX_MASKS} are allowed; is it depth, or a picture?"
+            )
+        unnamed = sorted(found - self.mask_names.keys())
         if unnamed:
             raise RecordError(
                 f"the label image has labels without a name: {unnamed[:8]}; name them, or set what is no object to 0"

@@ -123,6 +123,7 @@ def test_what_cannot_be_checked_is_told(run: Path, tmp_path: Path, file: Path) -
         ({"preset": "relase"}, "Did you mean 'release'"),
         ({"num_resamples": 1}, "between 100 and"),
         ({"strip": Path("strip.gif")}, r"neither \.webp nor \.png"),
+        ({"file": file, "out": file}, "would replace the constraints"),
     ):
         with pytest.raises(ConfigError, match=message):
             ConstraintsCheckConfig(**{"rollouts": (run,), **settings})

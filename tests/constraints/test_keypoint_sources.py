@@ -228,6 +228,10 @@ def test_settings_that_make_no_sense(wrong: dict[str, float]) -> None:
         ({"labels": np.ones((3, 10))}, "labels are integers"),
         ({"labels": np.full((3, 10), -1)}, "labels are integers"),
         ({"labels": np.full((3, 10), 7)}, r"labels without a name: \[7\]"),
+        (
+            {"image": np.zeros((30, 10, 3), np.uint8), "labels": np.arange(300).reshape(30, 10)},
+            "299 masks, at most 256",
+        ),
         ({"labels": np.zeros((3, 10), np.int32)}, "every pixel is 0"),
         ({"mask_names": {1: "cup", 2: "cup"}}, "different names"),
         ({"mask_names": {1: ""}}, "different names"),

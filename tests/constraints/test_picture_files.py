@@ -172,6 +172,7 @@ FILES = {"out": Path("o"), "source": "centroids", "image": Path("i"), "masks": P
         ({"source": "simulator"}, "needs --suite"),
         ({"source": "features"}, "needs --pretrained_checkpoint"),
         ({"pretrained_checkpoint": "p"}, "no other"),
+        ({"image": Path("o/keypoints.png")}, "keypoints.png would be replaced"),
     ],
 )
 def test_settings_that_do_not_go_together(wrong: dict[str, Any], message: str) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 
 from grape.errors import ProposalError
 
+MAX_TOKENS = 10**9
+"""Of one question or answer; a larger count is none."""
+
 
 class BrokenBodyError(ProposalError):
     """The body ended early or is no text; asking again may help."""
@@ -120,7 +123,7 @@ def _first(choices: Any) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
 
 
 def _encodable(text: str) -> str:
