@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -96,17 +96,21 @@ def ask(
     """
     openai = require("openai", extra="vlm")
     formats = _response_formats(settings.structured, schema)
+    connection = openai.DefaultHttpxClient(timeout=endpoint.timeout_s)
+    # the client's HTTP library has had two names
+    http = importlib.import_module(type(connection.base_url).__module__.partition(".")[0])
+    connection.event_hooks = {"response": [_bounded(http, endpoint.timeout_s)]}
     client = openai.OpenAI(
         api_key=endpoint.api_key or NO_KEY,
         base_url=endpoint.base_url,
         timeout=endpoint.timeout_s,
-        max_retries=endpoint.max_retries,
+        http_client=connection,
     )
     with client:
         for position, response_format in enumerate(formats):
             request = {"model": settings.model, "messages": messages, **_options(endpoint, settings, response_format)}
             try:
-                completion = _answer(client, endpoint, request)
+                completion = _answer(client, http, endpoint, request)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if position + 1 < len(formats) and _is_about_format(str(error)):
                     continue
@@ -129,20 +133,45 @@ def _options(endpoint: Endpoint, settings: ModelSettings, response_format: dict[
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _answer(client: Any, endpoint: Endpoint, request: dict[str, Any]) -> Completion:
+def _bounded(http: Any, timeout_s: float) -> Callable[[Any], None]:
+    """A hook that bounds every body in size and time, those of errors too, which the client reads to their end."""
+
+    class Bounded(http.SyncByteStream):  # type: ignore[misc, name-defined]
+        """A body as it arrives."""
+
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            num_bytes, begin = 0, time.monotonic()
+            for chunk in self._stream:
+                num_bytes += len(chunk)
+                _check_size(num_bytes)
+                if time.monotonic() - begin > timeout_s:  # the client's own limit is for each piece
+                    raise _too_slow(timeout_s)
+                yield chunk
+
+        def close(self) -> None:
+            self._stream.close()
+
+    def bound(response: Any) -> None:
+        response.stream = Bounded(response.stream)
+
+    return bound
+
+
+def _answer(client: Any, http: Any, endpoint: Endpoint, request: dict[str, Any]) -> Completion:
     """One answer. The client retries until the body begins; what breaks in the body is retried here, of one budget."""
-    # The client's HTTP library has had two names; its errors come as they are once the body has begun.
-    http = importlib.import_module(type(client.base_url).__module__.partition(".")[0])
     remaining = endpoint.max_retries
     while True:
         patient = client.with_options(max_retries=remaining)
         try:
             with patient.chat.completions.with_streaming_response.create(**request) as response:
                 remaining -= response.retries_taken
-                body = _read_body(response, endpoint.timeout_s)
+                body = _read_body(response)
             # before messages quote its beginning, which may end within the key
             return read_completion(_blot(endpoint, body.decode("latin-1")).encode("latin-1"))
-        except (http.HTTPError, BrokenBodyError) as error:
+        except (http.HTTPError, BrokenBodyError) as error:  # the library's own, once the body has begun
             if remaining == 0:
                 if isinstance(error, BrokenBodyError):
                     raise
@@ -153,15 +182,17 @@ def _answer(client: Any, endpoint: Endpoint, request: dict[str, Any]) -> Complet
         remaining -= 1
 
 
-def _read_body(response: Any, timeout_s: float) -> bytes:
-    body, begin = bytearray(), time.monotonic()
+def _read_body(response: Any) -> bytes:
+    body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ProposalError(f"the endpoint's answer has more than {MAX_BODY_BYTES // 2**20} MiB; it is not read on")
-        if time.monotonic() - begin > timeout_s:  # the client's own limit is for each piece
-            raise _too_slow(timeout_s)
+        _check_size(len(body))  # again, as it may have come compressed
     return bytes(body)
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BODY_BYTES:
+        raise ProposalError(f"the endpoint's answer has more than {MAX_BODY_BYTES // 2**20} MiB; it is not read on")
 
 
 def _too_slow(timeout_s: float) -> BrokenBodyError:

@@ -106,6 +106,16 @@ def test_a_huge_body_is_not_read_to_its_end(shell: Shell, server: ChatServer) ->
     assert code == 1 and "more than 16 MiB" in complaint and len(server.requests) == 1
 
 
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_the_body_of_an_error_is_bounded_as_well(shell: Shell, server: ChatServer, status: int) -> None:
+    server.play(Reply(pieces=[b" " * 2**20] * 20, status=status))
+    code, _, complaint = shell.run("--max_retries", "0")
+    assert code == 1 and "more than 16 MiB" in complaint and len(server.requests) == 1
+    server.play(Reply(pieces=[b"x"] * 60, pause_s=0.1, status=status))
+    code, _, complaint = shell.run("--max_retries", "0", "--timeout_s", "0.5")
+    assert code == 1 and "after 0.5 s" in complaint and len(server.requests) == 1
+
+
 def test_nobody_is_there(shell: Shell) -> None:
     code, _, complaint = shell.run("--base_url", "http://127.0.0.1:9/v1", "--max_retries", "0", ask=False)
     assert code == 1 and "cannot be reached" in complaint
