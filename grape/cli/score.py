@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None) -> ScoreConfig:
     """Read flags; those of the guided cost start from the chosen preset and objective."""
     arguments = sys.argv[1:] if argv is None else argv
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = argparse.ArgumentParser(prog="grape score", add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default=ScoreConfig.preset)
     early.add_argument("--objective", default=ScoreConfig.objective)
     named = vars(early.parse_known_args(arguments)[0])
@@ -121,6 +121,7 @@ def score_runs(config: ScoreConfig) -> dict[str, Any]:
     if not terms:
         runs = ", ".join(str(run) for run in config.runs)
         raise RecordError(f"there is no finished episode in {runs} ({len(unscored)} crashed); collect some first")
+    constraints.check_used()
     episodes = list(terms.values())
     result = REWARDS[REWARD](
         np.array([0.0 if episode.r_self is None else episode.r_self for episode in episodes]),
@@ -198,6 +199,8 @@ class ConstraintSource:
             raise ConstraintError(f"{folder} is not a folder of stage constraints")
         self._folder = folder
         self._known: dict[tuple[object, ...], TaskConstraints] = {}
+        self._missed: list[str] = []
+        self._used = folder is None
 
     def of(self, info: EpisodeInfo) -> TaskConstraints:
         """Constraints for the episode's task."""
@@ -206,11 +209,18 @@ class ConstraintSource:
             self._known[key] = self._make(info)
         return self._known[key]
 
+    def check_used(self) -> None:
+        """Raise ``ConstraintError`` where the user's folder has constraints of none of the tasks."""
+        if not self._used:
+            raise ConstraintError(f"{self._folder} has constraints of none of these tasks; wanted {self._missed[0]}")
+
     def _make(self, info: EpisodeInfo) -> TaskConstraints:
         for suffix in (".json", ".yaml", ".yml"):
             path = None if self._folder is None else self._folder / f"{info.suite}_{info.task_id}{suffix}"
             if path is not None and path.is_file():
+                self._used = True
                 return _checked(load_constraints(path), info)
+        self._missed.append(f"{info.suite}_{info.task_id}.json")
         return _checked(toolkit_constraints(info), info)
 
 

@@ -196,6 +196,8 @@ def test_episodes_without_a_policy_are_scored_without_its_term(
         (["--beta_path", "-1"], 2, "beta_path"),
         (["--lambda_self", "1e308"], 2, "lambda_self"),  # weighted by it, scores are infinite
         (["--constraints_dir", "nowhere"], 1, "nowhere"),
+        (["--constraints_dir", "."], 1, "none of these tasks; wanted libero_spatial_0.json"),
+        (["--objective"], 2, "usage: grape score"),
     ],
 )
 def test_a_wrong_flag_is_told(
