@@ -202,10 +202,12 @@ def report(config: ConstraintsProposeConfig, proposal: Proposal, out: Path) -> N
     print(
         f"wrote {out}; beside it, with the same name: .png and .prompt.txt (what was sent), .proposal.json (its origin)"
     )
-    print(
-        f"A proposal is not to be trusted yet: {shlex.join(['grape', 'constraints', 'check', str(out)])} --rollouts RUN"
-    )
-    print(f"then: grape score RUN --constraints_dir {shlex.quote(str(out.parent))}")
+    task = "" if config.suite is None else f" --task {config.suite}/{config.task_id}"
+    check = shlex.join(["grape", "constraints", "check", str(out)])
+    print(f"A proposal is not to be trusted yet: {check} --rollouts RUN{task}")
+    named = config.suite is not None and out.name == f"{config.suite}_{config.task_id}.json"
+    rename = "" if named else "name it <suite>_<task_id>.json, "
+    print(f"then: {rename}grape score RUN --constraints_dir {shlex.quote(str(out.parent))}")
 
 
 def spent(config: ConstraintsProposeConfig, turns: Sequence[Turn]) -> str:

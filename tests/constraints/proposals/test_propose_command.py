@@ -36,6 +36,7 @@ def test_a_good_answer_becomes_a_file_that_scoring_reads(shell: Shell, server: C
     assert constraints.stages[0].thresholds == {"collision": 2, "path": 0.6}
     assert "1200 in, 300 out" in shown
     assert "cost 0.0054" in shown  # 1200 x 2 + 300 x 10, per million
+    assert "then: name it <suite>_<task_id>.json, grape score RUN" in shown  # under another name it is not found
     left = {path.name for path in shell.out.parent.iterdir()}
     assert left == {"bowl.json", "bowl.png", "bowl.prompt.txt", "bowl.proposal.json"}
 

@@ -29,10 +29,14 @@ def base_url(repository: Path) -> Iterator[str]:
         process.wait()
 
 
-def test_a_picture_from_the_simulator_and_again_offline(base_url: str, repository: Path) -> None:
+def test_a_picture_from_the_simulator_and_again_offline(
+    base_url: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("libero", reason='LIBERO is not tested: pip install "grape-vla[libero]"')
     pytest.importorskip("openai", reason='proposing is not tested: pip install "grape-vla[vlm]"')
     assert main([*QUESTION, "--base_url", base_url]) == 0
+    shown = capsys.readouterr().out
+    assert "--rollouts RUN --task libero_goal/6\n" in shown and "then: grape score RUN" in shown
     path = Path("runs/constraints/libero_goal_6.json")
     constraints, task = load_constraints(path), suite_task("libero_goal", 6)
     assert constraints.keypoint_names == task.keypoint_names and constraints.instruction == task.instruction
