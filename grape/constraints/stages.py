@@ -263,7 +263,7 @@ def _checked_fields(owner: Any, data: Any, where: str) -> dict[str, Any]:
             raise ConstraintError(f"{where}: 'keypoint_names' must be a list of names")
         if name == "thresholds" and not _is_numbers(value):
             raise ConstraintError(
-                f"{where}: 'thresholds' must map cost names to numbers >= 0, got {shorten(repr(value))}"
+                f"{where}: 'thresholds' must map cost names to numbers >= 0 and <= 1e6, got {shorten(repr(value))}"
             )
     for name, spec in fields.items():
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING

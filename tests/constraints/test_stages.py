@@ -65,6 +65,7 @@ def test_a_file_s_thresholds_and_patience_are_taken(tmp_path: Path) -> None:
         ({"stages": [{"name": f"{i}", "done_when": "goal(0)"} for i in range(65)]}, "65 stages"),
         ({"stages": [{"name": "a", "done_when": "goal(0)", "thresholds": {"pth": 1}}]}, "Did you mean 'path'"),
         ({"stages": [{"name": "a", "done_when": "goal(0)", "thresholds": {"path": -1}}]}, "numbers >= 0"),
+        ({"stages": [{"name": "a", "done_when": "goal(0)", "thresholds": {"path": 1e308}}]}, "<= 1e6"),
         ({"stages": [{"name": "a", "done_when": "goal(0)", "thresholds": {"path": float("nan")}}]}, "must be finite"),
         ({"patience_steps": 0}, "at least 1"),
         ({"patience_steps": "3"}, "whole number"),
