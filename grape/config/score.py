@@ -146,6 +146,11 @@ class Objective:
     scaled: Mapping[str, float] = field(default_factory=dict)
     """Setting -> factor on the preset's value."""
 
+    def shift(self, preset: GuidedCostConfig) -> GuidedCostConfig:
+        """The settings under this objective."""
+        changes: dict[str, Any] = {name: getattr(preset, name) * factor for name, factor in self.scaled.items()}
+        return dataclasses.replace(preset, **(changes | dict(self.replaced)))
+
 
 OBJECTIVES: dict[str, Objective] = {
     "task_completion": Objective(),
@@ -171,10 +176,7 @@ def guided_cost_settings(preset: str, objective: str) -> GuidedCostConfig:
     for kind, name, known in (("preset", preset, PRESETS), ("objective", objective, OBJECTIVES)):
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}.{did_you_mean(name, known)}")
-    settings, shift = PRESETS[preset], OBJECTIVES[objective]
-    changes: dict[str, Any] = {name: getattr(settings, name) * factor for name, factor in shift.scaled.items()}
-    changes.update(shift.replaced)
-    return dataclasses.replace(settings, **changes)
+    return OBJECTIVES[objective].shift(PRESETS[preset])
 
 
 @dataclass(frozen=True, kw_only=True)
