@@ -12,6 +12,14 @@ from pathlib import Path
 
 from grape.errors import GrapeError, RecordError
 
+CACHE_VARIABLE = "GRAPE_CACHE"
+"""Environment variable with the folder for remembered hashes and answers; default ``~/.cache/grape-vla``."""
+
+
+def cache_folder() -> Path:
+    """Where things are kept that all runs share; it need not exist."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "grape-vla")
+
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` is either absent, old or whole, also after a power cut.

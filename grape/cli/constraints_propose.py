@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ from grape.envs.protocol import InitStateId, TaskSpec
 from grape.envs.suites import suite_task
 from grape.envs.view import take_view
 from grape.errors import ConfigError
-from grape.files import write_bytes_atomic
+from grape.files import cache_folder, write_bytes_atomic
 
 DEFAULT_FOLDER = Path("runs/constraints")
 
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             model=config.model, structured=config.structured, temperature=config.temperature, seed=config.seed
         ),
         endpoint=endpoint,
-        cache=AnswerCache(config.cache_dir or default_cache()),
+        cache=AnswerCache(config.cache_dir or cache_folder() / "proposals"),
         refresh=config.refresh,
     )
     save_question(scene, config, out)
@@ -100,11 +99,6 @@ def refuse_to_replace_inputs(config: ConstraintsProposeConfig, out: Path) -> Non
     for path in (config.image, config.keypoints):
         if path is not None and path.resolve() in written:
             raise ConfigError(f"{path} would be replaced, as {out} and its picture are written; name another --out")
-
-
-def default_cache() -> Path:
-    """The folder of answers that all runs share."""
-    return Path(os.environ.get("GRAPE_CACHE") or Path.home() / ".cache" / "grape-vla") / "proposals"
 
 
 def find_endpoint(config: ConstraintsProposeConfig) -> Endpoint | None:

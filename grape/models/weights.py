@@ -17,12 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grape.errors import CheckpointError
+from grape.files import cache_folder
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-CACHE_VARIABLE = "GRAPE_CACHE"
-"""Environment variable with the folder for remembered hashes; default ``~/.cache/grape-vla``."""
 
 
 def find_shards(directory: Path) -> list[Path]:
@@ -116,7 +115,7 @@ def hash_files(paths: list[Path]) -> str:
     """``hash_tensors`` of files, remembered by size and time of change: 15 GB are read once per machine."""
     found = [(path.resolve(), path.stat()) for path in sorted(paths)]
     stamp = repr([(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in found])
-    folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "grape-vla")
+    folder = cache_folder()
     remembered = folder / "hashes" / hashlib.sha256(stamp.encode()).hexdigest()
     try:
         return remembered.read_text().strip()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from grape.files import CACHE_VARIABLE
 from grape.models import OpenVLAPolicy, save_policy
-from grape.models.weights import CACHE_VARIABLE
 from tests.models.tiny_policy import INSTRUCTIONS, make_policy
 
 
