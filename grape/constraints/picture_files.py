@@ -73,7 +73,9 @@ def _read_names(path: Path) -> dict[int, str]:
         raise RecordError(f"{path} does not exist; {wanted}") from None
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} is damaged ({error}); {wanted}") from error
-    if not isinstance(content, dict) or not all(key.isdecimal() and isinstance(content[key], str) for key in content):
+    if not isinstance(content, dict) or not all(
+        key.isdecimal() and len(key) < 10 and isinstance(content[key], str) for key in content
+    ):
         raise RecordError(f"{path} holds something else; {wanted}")
     try:
         for name in content.values():

@@ -105,6 +105,7 @@ MIRRORED = [[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, -1, 2], [0, 0, 0, 1]]
         ("mask_names", text('{"1": "mug", "4": "mug"}'), "different names"),
         ("mask_names", text('["mug", "plate"]'), "wanted label to name"),
         ("mask_names", text('{"mug": 1, "plate": 4}'), "wanted label to name"),
+        ("mask_names", text(json.dumps({"9" * 5000: "mug"})), "wanted label to name"),
         ("mask_names", text("{"), "damaged"),
         (
             "mask_names",
