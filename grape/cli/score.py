@@ -219,7 +219,10 @@ class ConstraintSource:
             path = None if self._folder is None else self._folder / f"{info.suite}_{info.task_id}{suffix}"
             if path is not None and path.is_file():
                 self._used = True
-                return _checked(load_constraints(path), info)
+                constraints = load_constraints(path)
+                if constraints.instruction != info.instruction:
+                    print(f"note: {path} is about {constraints.instruction!r}, the episodes about {info.instruction!r}")
+                return _checked(constraints, info)
         self._missed.append(f"{info.suite}_{info.task_id}.json")
         return _checked(toolkit_constraints(info), info)
 

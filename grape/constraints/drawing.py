@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_HEIGHT = 400
 """Pixels: smaller pictures are enlarged by a whole factor, because labels need room."""
+MAX_WIDTH = 4000
+"""Pixels: what would become wider is enlarged less."""
 COLOURS = (
     "#e6194b",
     "#3cb44b",
@@ -39,10 +41,11 @@ def draw_keypoints(image: np.ndarray, pixels: np.ndarray, names: Sequence[str]) 
         names: K names; an empty one leaves the number alone.
 
     Returns:
-        (H', W', 3) uint8, a copy; ``image`` enlarged by a whole factor where it is lower than ``MIN_HEIGHT``.
+        (H', W', 3) uint8, a copy; ``image`` enlarged by a whole factor where it is lower than ``MIN_HEIGHT``, up to
+        ``MAX_WIDTH``.
     """
     height, width = image.shape[:2]
-    scale = -(-MIN_HEIGHT // height)
+    scale = max(1, min(-(-MIN_HEIGHT // height), MAX_WIDTH // width))
     picture = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(picture)
     font = ImageFont.load_default(_FONT_SIZE)

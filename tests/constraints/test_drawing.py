@@ -24,6 +24,8 @@ def test_markers_are_where_the_points_are_in_an_enlarged_copy() -> None:
     for number, (column, row) in enumerate(pixels, start=1):
         assert shown(drawn, number)[int(2 * row), int(2 * column)]
     assert draw_keypoints(np.zeros((480, 640, 3), np.uint8), pixels, ["", ""]).shape == (480, 640, 3)
+    assert draw_keypoints(np.zeros((1, 1500, 3), np.uint8), pixels, ["", ""]).shape == (2, 3000, 3)
+    assert draw_keypoints(np.zeros((1, 5000, 3), np.uint8), pixels, ["", ""]).shape == (1, 5000, 3)
 
 
 def test_what_is_outside_is_not_drawn() -> None:

@@ -133,7 +133,9 @@ def test_scoring_again_with_other_settings_needs_only_the_flags(run: Path) -> No
     assert {path: path.read_bytes() for path in (run / "episodes").iterdir()} == before
 
 
-def test_constraints_from_a_folder_replace_the_derived_ones(run: Path, tmp_path: Path) -> None:
+def test_constraints_from_a_folder_replace_the_derived_ones(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "constraints"
     folder.mkdir()
     stages = [{"name": "hold", "done_when": "grasped(bowl_1)", "path": "norm(ee - previous(ee))"}]
@@ -142,6 +144,7 @@ def test_constraints_from_a_folder_replace_the_derived_ones(run: Path, tmp_path:
     first = next(iter(scores["episodes"].values()))
     assert [stage["name"] for stage in first["stages"]] == ["hold"]
     assert first["constraints"] == "hand"
+    assert "libero_spatial_0.json is about 'x', the episodes about" in capsys.readouterr().out
 
 
 def test_a_damaged_episode_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
