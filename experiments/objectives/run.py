@@ -69,10 +69,14 @@ class Experiment:
         stages += [self._train(objective) for objective in OBJECTIVES]
         return stages + [self._test(arm) for arm in (BASE, *OBJECTIVES)]
 
+    def settings(self) -> dict[str, Any]:
+        """What was asked for."""
+        shared = {name: self.demo[name] for name in ("collect", "pair", "train")}
+        return {"plan": self.plan, "demo": shared, "num_steps": self.config.num_steps}
+
     def identity(self) -> dict[str, Any]:
         """What decides the result."""
-        shared = {name: self.demo[name] for name in ("collect", "pair", "train")}
-        return {"plan": self.plan, "demo": shared, "num_steps": self.config.num_steps, "rollouts": str(self.rollouts)}
+        return self.settings() | {"rollouts": str(self.rollouts)}
 
     def pairs(self, objective: str) -> Path:
         return self.config.run_dir / "pairs" / objective
@@ -185,7 +189,7 @@ class Experiment:
         """What each policy did, and paired differences by initial state."""
         counted = {arm: count_run(self.test_run(arm)).values() for arm in (BASE, *OBJECTIVES)}
         return {
-            **self.identity(),
+            **self.settings(),
             "num_pairs": {objective: self.num_pairs(objective) for objective in OBJECTIVES},
             "num_train_steps": self.num_steps(),
             "arms": {arm: mean_of_arm(episodes) for arm, episodes in counted.items()},
