@@ -1,9 +1,10 @@
 """How well the constraints that come with the toolkit rank stored rollouts: `grape constraints check` on several runs.
 
-    python experiments/constraints/ranking_quality.py --rollouts RUN1 RUN2 --out ranking_quality.json
+    python experiments/constraints/ranking_quality.py --rollouts RUN1 RUN2 --experts CAREFUL CARELESS --out FILE
 
-Each run is checked by itself: two policies' episodes have the same names. What is kept of a run is the policy's hash,
-not where it lay. Prints the table of docs/constraint_quality.md.
+Each policy's run is checked by itself, as two policies' episodes have the same names; runs of experts are checked
+together, as one succeeds and the other fails. What is kept of a run is the policy's hash, not where it lay. Prints the
+table of docs/constraint_quality.md.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class RankingQuality:
 
     rollouts: tuple[Path, ...]
     """Folders of `grape collect`; each is checked by itself."""
+    experts: tuple[Path, ...] = ()
+    """Folders of `grape experts`, of different initial states; checked together."""
     out: Path = Path("ranking_quality.json")
     """All numbers, as JSON."""
     num_resamples: int = 2000
@@ -44,10 +47,11 @@ class RankingQuality:
 def main() -> int:
     config = parse_config(RankingQuality, "ranking_quality", sys.argv[1:])
     rows: list[dict[str, Any]] = []
-    for run in config.rollouts:
-        info = next(RolloutStore(run).infos())
-        check = ConstraintsCheckConfig(rollouts=(run,), num_resamples=config.num_resamples, seed=config.seed)
-        for one in check_rollouts(check)["tasks"].values():
+    for runs in [*((run,) for run in config.rollouts), *([config.experts] if config.experts else [])]:
+        infos = {f"{info.suite}/{info.task_id}": info for run in runs for info in RolloutStore(run).infos()}
+        check = ConstraintsCheckConfig(rollouts=runs, num_resamples=config.num_resamples, seed=config.seed)
+        for task, one in check_rollouts(check)["tasks"].items():
+            info = infos[task]
             policy = {"checkpoint_hash": info.checkpoint_hash, "versions": info.simulator_settings["versions"]}
             rows.append(policy | {name: one[name] for name in KEPT})
     content = {"num_resamples": config.num_resamples, "seed": config.seed, "tasks": rows}
@@ -65,8 +69,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for one in rows:
         found = {name: interval(estimate) for name, estimate in one["ranking"].items()}
+        policy = "experts" if one["checkpoint_hash"] == "scripted" else one["checkpoint_hash"][:6]
         cells = [
-            f"{one['task']}: {one['instruction']}", one["checkpoint_hash"][:6],
+            f"{one['task']}: {one['instruction']}", policy,
             f"{one['num_successes']}, {one['num_failures']}", found["auc"], found["auc_blind"], found["auc_prefix"],
             str(one["prefix_steps"]), found["auc_of_shortness"], found["tau_prefix"],
         ]  # fmt: skip
