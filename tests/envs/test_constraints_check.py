@@ -16,6 +16,7 @@ from grape.config.constraints_check import ConstraintsCheckConfig
 from grape.constraints import derive_constraints
 from grape.envs.libero.experts import PickAndPlaceExpert
 from grape.envs.protocol import InitStateId
+from grape.errors import ConstraintError
 from grape.trajectory import EpisodeInfo, Trajectory, load_info, load_trajectory
 from tests.rewards.test_score_command import write_run
 
@@ -122,9 +123,9 @@ def test_a_wrong_keypoint_is_noticed(check, derived):
 
 def test_a_stage_that_is_never_done_is_noticed(check, derived):
     stages = [dict(stage) for stage in replaced(derived, "", "")["stages"]]
-    stages[1]["done_when"] = f'height(keypoint("{BOWL}")) - start(height(keypoint("{BOWL}"))) >= 3'  # 3 m
+    stages[1]["done_when"] = f'height(keypoint("{BOWL}")) - start(height(keypoint("{BOWL}"))) >= 1.5'  # m
     found = check({**derived, "stages": stages})
-    assert len(found["reasons"]) == 1 and ">= 3 hold" in found["reasons"][0]
+    assert len(found["reasons"]) == 1 and ">= 1.5 hold" in found["reasons"][0]
 
 
 def test_a_reversed_sign_is_noticed(check):
@@ -149,11 +150,13 @@ def test_centimetres_are_noticed(check, derived):
     scaled = [{**stage, "sub_goal": f"100 * ({stage['sub_goal']})"} for stage in plain["stages"]]
     warned = [text for text in check({**derived, "stages": scaled})["warnings"] if "metres are wanted" in text]
     assert [text.split(", sub_goal")[0] for text in warned][0] == f"stage '{scaled[0]['name']}'"
-    far = {"name": "near", "done_when": f"horizontal_distance({BOWL}, {PLATE}) <= 8", "path": "norm(ee)"}
+    far = {"name": "near", "done_when": f"horizontal_distance({BOWL}, {PLATE}) <= 0.8", "path": "norm(ee)"}
+    with pytest.raises(ConstraintError, match="<= 8' puts 8 beside metres"):
+        check({"instruction": "x", "stages": [{**far, "done_when": far["done_when"].replace("0.8", "8")}]})
     assert any("over before it began" in text for text in check({"instruction": "x", "stages": [far]})["warnings"])
-    stages = [{**stage, "thresholds": {"path": 40}} for stage in plain["stages"]]
+    stages = [{**stage, "thresholds": {"path": 9}} for stage in plain["stages"]]
     idle = [note for note in check({**derived, "stages": stages})["notes"] if "never exceeded" in note]
-    assert all(f"{stage['name']}, path (40)" in idle[0] for stage in stages)
+    assert all(f"{stage['name']}, path (9)" in idle[0] for stage in stages)
 
 
 def test_what_cannot_be_evaluated_is_told_with_expression_and_row(check, derived):
