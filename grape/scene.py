@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from grape.errors import RecordError
-from grape.files import write_bytes_atomic
 
 LARGEST_NUMBER, SMALLEST_FOCAL_LENGTH = 1e6, 1e-3
 """Of a camera, in pixels or metres: beyond them a position is no number that can be used."""
@@ -82,12 +81,6 @@ def load_camera(path: Path) -> Camera:
         return Camera(**{name: np.array(values, dtype=np.float64) for name, values in data.items()})
     except (OSError, ValueError, TypeError, OverflowError, RecursionError, RecordError) as error:
         raise RecordError(f"{path} is not a camera: {error}") from error
-
-
-def save_camera(path: Path, camera: Camera) -> None:
-    """Write what ``load_camera`` reads."""
-    data = {name: getattr(camera, name).tolist() for name in _CAMERA_FIELDS}
-    write_bytes_atomic(path, json.dumps(data, indent=1).encode())
 
 
 @dataclass(frozen=True, kw_only=True)

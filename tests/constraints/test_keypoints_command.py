@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from grape.cli.constraints_keypoints import main
-from grape.scene import Camera, save_camera
 
 
 @pytest.fixture
@@ -27,7 +26,8 @@ def scene(tmp_path: Path) -> list[str]:
     intrinsics = np.array([[200.0, 0, 64], [0, 200, 48], [0, 0, 1]])
     pose = np.diag([1.0, -1, -1, 1])
     pose[2, 3] = 2.0
-    save_camera(tmp_path / "camera.json", Camera(intrinsics=intrinsics, camera_to_world=pose))
+    camera = {"intrinsics": intrinsics.tolist(), "camera_to_world": pose.tolist()}
+    (tmp_path / "camera.json").write_text(json.dumps(camera))
     files = {"image": "image.png", "masks": "masks.png", "mask_names": "names.json", "depth": "depth.npy"}
     flags = [(f"--{name}", str(tmp_path / file)) for name, file in (files | {"camera": "camera.json"}).items()]
     return [word for flag in flags for word in flag]

@@ -80,9 +80,13 @@ class Endpoint:
 
     def without_key(self, text: str) -> str:
         """``text`` with the key blotted out and without control characters, fit for a terminal."""
-        if self.api_key is not None and len(self.api_key) >= 8:  # shorter ones are words, such as EMPTY
-            text = text.replace(self.api_key, "[key]")
+        text = self.blot(text)
         return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+    def blot(self, text: str) -> str:
+        """``text`` with the key blotted out; nothing shorter than 8 characters, which are words, such as EMPTY."""
+        key = self.api_key
+        return text.replace(key, "[key]") if key is not None and len(key) >= 8 else text
 
 
 def ask(
@@ -120,7 +124,7 @@ def ask(
             except ProposalError as error:
                 raise ProposalError(endpoint.without_key(str(error))) from None
             return replace(
-                completion, text=_blot(endpoint, completion.text), model=endpoint.without_key(completion.model)
+                completion, text=endpoint.blot(completion.text), model=endpoint.without_key(completion.model)
             )
     raise AssertionError("the last format either answers or raises")
 
@@ -170,7 +174,7 @@ def _answer(client: Any, http: Any, endpoint: Endpoint, request: dict[str, Any])
                 remaining -= response.retries_taken
                 body = _read_body(response)
             # before messages quote its beginning, which may end within the key
-            return read_completion(_blot(endpoint, body.decode("latin-1")).encode("latin-1"))
+            return read_completion(endpoint.blot(body.decode("latin-1")).encode("latin-1"))
         except (http.HTTPError, BrokenBodyError) as error:  # the library's own, once the body has begun
             if remaining == 0:
                 if isinstance(error, BrokenBodyError):
@@ -215,11 +219,6 @@ def _is_about_format(message: str) -> bool:
     return (
         re.search(r"response_?format|json_?schema|json_?object|json mode|structured|guided", message, re.I) is not None
     )
-
-
-def _blot(endpoint: Endpoint, text: str) -> str:
-    key = endpoint.api_key
-    return text.replace(key, "[key]") if key is not None and len(key) >= 8 else text
 
 
 def _explain(error: Any, endpoint: Endpoint, model: str) -> str:
