@@ -12,6 +12,7 @@ from typing import Literal
 
 from grape.config.checks import check_values
 from grape.config.inputs import ImageResize, PromptStyle
+from grape.config.losses import check_loss
 from grape.config.model import AttnImplementation
 from grape.errors import ConfigError
 
@@ -66,14 +67,22 @@ class TrainConfig:
     wandb_entity: str | None = None
     """W&B user or team that owns the project."""
 
-    objective: Literal["trajectory", "window"] = "trajectory"
-    """``trajectory``: the paper's loss, over whole trajectories. ``window``: the release's, over aligned windows."""
+    objective: Literal["trajectory", "window", "step"] = "trajectory"
+    """What is compared. ``trajectory``: whole trajectories, as the paper. ``window``: aligned windows, as the release.
+    ``step``: a term per time step that both have, averaged over the pair."""
     window_size: int = 8
     """Steps of a window (stride 1), for ``--objective window``; the release's value."""
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """Loss of the difference Δ of log-ratios, chosen minus rejected: DPO's, and with whole trajectories TPO's; IPO's
+    (arXiv 2310.12036); SLiC-HF's hinge (arXiv 2305.10425); rDPO's (arXiv 2403.00409), which wants label_smoothing."""
     beta: float = 0.1
-    """KL strength β, dimensionless; GRAPE (arXiv 2411.19309) eq. 3."""
+    """KL strength β, dimensionless; GRAPE (arXiv 2411.19309) eq. 3. With ``ipo``, Δ is drawn to 1 / (2β) nats."""
     label_smoothing: float = 0.0
-    """Probability that a pair is labelled the wrong way round (conservative DPO), 0 to below 0.5."""
+    """Probability that a pair is labelled the wrong way round, 0 to below 0.5; ``sigmoid``: conservative DPO."""
+    reference_free: bool = False
+    """Compare log-probabilities, not log-ratios to the reference, which is not run (SimPO, arXiv 2405.14734)."""
+    simpo_gamma: float = 0.0
+    """Target margin γ with ``reference_free``: −log σ(βΔ − γ), dimensionless."""
     length_normalised: bool = False
     """Use the mean of the log-ratios over a trajectory's steps instead of their sum."""
     sft_weight: float = 0.0
@@ -163,3 +172,4 @@ def check_train_config(config: TrainConfig) -> None:
             "the trajectory here, so lower --micro_batch_size instead"
         )
     check_values(config)
+    check_loss(config)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import grape
-from grape.config.checks import run_defining_settings
-from grape.config.inputs import INPUTS_BEFORE
+from grape.config.checks import SETTINGS_BEFORE, run_defining_settings
 from grape.config.sft import SFTConfig
 from grape.config.train import TrainConfig
 from grape.errors import ConfigError, TrainingError
@@ -137,7 +136,8 @@ def take_up(
         ConfigError: It belongs to a run with other settings or data.
     """
     wanted = run_defining_settings(run.config) | identity
-    stored = INPUTS_BEFORE | state["settings"] | stored_identity
+    before = {name: value for name, value in SETTINGS_BEFORE.items() if name in wanted}
+    stored = before | state["settings"] | stored_identity
     odd = [
         f"{name}: {stored.get(name)} then, {wanted.get(name)} now"
         for name in sorted(wanted.keys() | stored.keys())

@@ -155,6 +155,8 @@ def backward_pair(run: TrainingRun, example: Example, epoch: int, *, weight: flo
     chosen, rejected = example_steps(example, num_chosen, num_rejected, run.config.window_size)
     batch = run.preparer.batch(pair, epoch=epoch, chosen_steps=chosen, rejected_steps=rejected)
     check_tokens(batch, run.policy.config.real_vocab_size)
+    if run.config.reference_free:
+        return backward_example(run.scorer, batch, None, weight=weight)
     reference = reference_logps(run, example, pair, epoch, batch)
     parts = reference[chosen.start : chosen.stop], reference[num_chosen:][rejected.start : rejected.stop]
     return backward_example(run.scorer, batch, torch.cat(parts), weight=weight)
