@@ -125,9 +125,16 @@ class TrainConfig:
     """How data made elsewhere stores actions (``libero``, ``unchanged``); ``None``: as our own data sets say."""
     image_key: str = "image"
     """Name of the camera in ``steps/observation``."""
-    micro_batch_size: int = 16
-    """Time steps per forward and backward pass: bounds the memory, does not change the gradient. Where both
-    trajectories of a pair fit one micro-batch, a pass is saved; on a CPU pieces of 16 to 64 are faster all the same."""
+    micro_batch_size: int | None = None
+    """Time steps per forward and backward pass: bounds the memory, does not change the gradient. ``None``: on a GPU
+    the most that fit, up to 64; on a CPU 16 (pieces of 16 to 64 are the fastest there), fewer where ``max_memory_gb``
+    asks for it. Halved where memory runs out all the same. docs/memory.md."""
+    max_memory_gb: float | None = None
+    """Device memory that the run may take, in 1e9 bytes, weights included; on a GPU a hard cap of torch's allocator.
+    ``None``: what is free on the GPU at the start; on a CPU no limit."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Keep a block's input alone and run the block again for its gradient: less memory, one more forward pass.
+    ``auto``: only where 4 time steps per pass do not fit otherwise."""
     reference_cache_dir: Path | None = None
     """Where the reference's log-probabilities are kept; ``None``: ``<run_root_dir>/reference_cache``."""
     device: str = "auto"

@@ -105,12 +105,12 @@ def open_log(run: Run, description: Mapping[str, Any]) -> MetricsLogger:
     )
 
 
-def read_state(run: Run) -> dict[str, Any] | None:
+def read_state(config: TrainConfig | SFTConfig, checkpoints: CheckpointStore) -> dict[str, Any] | None:
     """State of the last good checkpoint, where the run is to be resumed and there is one."""
-    if not run.config.resume:
+    if not config.resume:
         return None
-    if (checkpoint := run.checkpoints.load_latest()) is None:
-        _LOG.info("Nothing to resume in %s: starting at step 0", run.config.run_dir)
+    if (checkpoint := checkpoints.load_latest()) is None:
+        _LOG.info("Nothing to resume in %s: starting at step 0", config.run_dir)
         return None
     return checkpoint.state
 

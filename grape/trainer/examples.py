@@ -158,6 +158,8 @@ class PairSurvey:
     """Time steps of chosen and rejected, of each pair."""
     digest: str
     """Of all pair ids, and of the episodes as ``add_to_digest`` says, in stored order."""
+    longest_instruction: str
+    """The one with the most characters."""
 
 
 def survey_pairs(pairs: PairSource) -> PairSurvey:
@@ -168,19 +170,21 @@ def survey_pairs(pairs: PairSource) -> PairSurvey:
     """
     digest = hashlib.blake2b(digest_size=16)
     lengths, margins = [], []
+    longest_instruction = ""
     for pair in pairs.iterate():
         lengths.append((len(pair.chosen), len(pair.rejected)))
         margins.append(_score(pair.chosen) - _score(pair.rejected))
         digest.update(f"{pair.pair_id} {lengths[-1]}".encode())
         for episode in (pair.chosen, pair.rejected):
             add_to_digest(digest, episode)
+            longest_instruction = max(longest_instruction, episode.instruction, key=len)
     known = [margin for margin in margins if not math.isnan(margin)]
     if known and max(known) < 0:  # each: labels that mostly agree with the scores are their maker's business
         raise PairingError(
             f"in each of the {len(known)} scored pairs the chosen trajectory has the lower score: the folders are the "
             "wrong way round; swap --chosen_traj_dir and --rejected_traj_dir"
         )
-    return PairSurvey(lengths=tuple(lengths), digest=digest.hexdigest())
+    return PairSurvey(lengths=tuple(lengths), digest=digest.hexdigest(), longest_instruction=longest_instruction)
 
 
 def _score(episode: EpisodeData) -> float:

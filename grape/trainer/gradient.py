@@ -54,6 +54,8 @@ class ExampleResult:
         }
 
 
+CPU_MICRO_BATCH = 16
+"""Time steps per pass where memory does not decide; on a CPU more of them take longer (docs/training.md)."""
 LOGGED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies") + (
     "logps/chosen",
     "logps/rejected",
@@ -108,11 +110,13 @@ class StepScorer:
     def __init__(self, policy: OpenVLAPolicy, config: TrainConfig) -> None:
         self.policy = policy
         self.config = config
+        self.micro_batch_size = config.micro_batch_size or CPU_MICRO_BATCH
+        """Time steps per pass; halved where memory runs out."""
         policy.model.train(config.lora_dropout > 0)
 
     def micro_batches(self, batch: StepBatch) -> list[slice]:
         """Rows of each micro-batch; the same in every pass, so that results are equal bit for bit."""
-        size = self.config.micro_batch_size
+        size = self.micro_batch_size
         return [slice(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
 
     def score(self, batch: StepBatch, rows: slice) -> Float[Tensor, " N"]:
