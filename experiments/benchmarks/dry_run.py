@@ -26,7 +26,7 @@ import torch
 
 from experiments.benchmarks.generated_pairs import DATASET, INSTRUCTION, random_tokens, smooth_pictures, write_pairs
 from grape.cli.arguments import parse_config
-from grape.errors import ConfigError, TrainingError
+from grape.errors import ConfigError, GrapeError, TrainingError
 from grape.files import write_json
 from grape.models import OpenVLAPolicy, load_policy
 from grape.optional import installed_versions
@@ -35,8 +35,8 @@ from grape.trainer.metrics import read_metrics
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_NAME = "tpo"
 MERGE_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-"""Largest difference of an action's log-probability, merged against adapter: bfloat16 rounds merged weights once more,
-and an action sums seven tokens (half a nat is 7 % for each)."""
+"""Largest difference of an action's log-probability, merged against adapter, by the type in which weights are stored:
+bfloat16 rounds merged weights once more, and an action sums seven tokens (half a nat is 7 % for each)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,19 +150,19 @@ def compare(config: DryRun, base: Path, adapter: Path, merged: Path) -> dict[str
     Raises:
         TrainingError: They differ by more than rounding explains.
     """
-    values = []
-    for path, own_adapter in ((base, adapter), (merged, None)):
-        policy = load_policy(path, adapter=own_adapter, device=config.device)
+    values = {}
+    for name, path, own_adapter in (("base", base, None), ("adapter", base, adapter), ("merged", merged, None)):
+        policy = load_policy(path, adapter=own_adapter, device=config.device, dtype="stored")
         with torch.inference_mode():
-            values.append(log_probs(policy).double().cpu())
+            values[name] = log_probs(policy).double().cpu()
         tolerance = MERGE_TOLERANCE_NATS[policy.dtype]
         del policy
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    difference = (values[0] - values[1]).abs().max().item()
+    difference, effect = ((values["adapter"] - values[name]).abs().max().item() for name in ("merged", "base"))
     if not difference <= tolerance:
         raise TrainingError(f"merged and adapter differ by {difference} nats; rounding explains {tolerance}")
-    return {"largest_difference_nats": difference, "tolerance_nats": tolerance}
+    return {"largest_difference_nats": difference, "tolerance_nats": tolerance, "adapter_against_base_nats": effect}
 
 
 def log_probs(policy: OpenVLAPolicy) -> torch.Tensor:
@@ -172,4 +172,7 @@ def log_probs(policy: OpenVLAPolicy) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except GrapeError as error:
+        sys.exit(str(error))
