@@ -71,6 +71,8 @@ class SamplingBenchmark:
     """Turns of every way that count, after one that does not."""
     temperature: float = 1.0
     """Of sampling; 0 decodes greedily."""
+    prefill_rows: int | None = None
+    """Rows of one prefill pass of ours; ``None``: the decoder's own choice."""
     matmul_size: int | None = None
     """Side of square matrices whose product is timed in the same run, to give prefill's utilisation: 8192 on a GPU."""
     device: str = "auto"
@@ -100,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
 def measure(config: SamplingBenchmark) -> dict[str, Any]:
     """Run every way in turns and return seconds, ratios, settings and versions."""
     policy = make_policy(config)
+    if config.prefill_rows is not None:
+        PREFILL_ROWS[policy.device.type] = config.prefill_rows
     policy.norm_stats = {"benchmark": {"action": {"q01": [-1.0] * ACTION_DIM, "q99": [1.0] * ACTION_DIM}}}
     ways: dict[str, tuple[Callable[[], Any], int]] = {PLAIN: (Ways(policy, config, 1).plain, 1)}
     for batch in config.batch_sizes:
