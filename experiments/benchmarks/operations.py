@@ -89,6 +89,33 @@ def count(config: OpenVLAConfig, *, num_text_tokens: int, lora_rank: int = 0) ->
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecisionOperations:
+    """Of one action, decoded over a key-value cache; attention over the columns that are seen."""
+
+    vision: float
+    """Towers and projector."""
+    prefill: float
+    """The language model over picture and prompt, the output layer at one position."""
+    decode: float
+    """Six more tokens."""
+
+
+def count_decision(config: OpenVLAConfig, num_text_tokens: int) -> DecisionOperations:
+    """Count by hand; ``num_text_tokens`` is the prompt's length."""
+    whole = count(config, num_text_tokens=num_text_tokens)
+    width, num_layers = config.text.get("hidden_size", 4096), config.text.get("num_hidden_layers", 32)
+    sequence = config.dino.num_patches + num_text_tokens
+    head = whole.head / ACTION_DIM
+    per_token = (whole.language_model - num_layers * 4.0 * sequence * sequence * width) / sequence
+    seen = sum(range(sequence + 1, sequence + ACTION_DIM))
+    return DecisionOperations(
+        vision=whole.towers + whole.projector,
+        prefill=whole.language_model - num_layers * 2.0 * sequence * sequence * width + head,
+        decode=(ACTION_DIM - 1) * (per_token + head) + num_layers * 4.0 * seen * width,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class _TowerOperations:
     dense: float
     attention: float

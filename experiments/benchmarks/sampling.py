@@ -1,7 +1,7 @@
 """Actions per second: this decoder against one observation at a time through transformers' ``generate``, in one run.
 
-    python experiments/benchmarks/sampling.py --preset nano --batch_sizes 1 8 32 --out sampling.json
-    python experiments/benchmarks/sampling.py --vla_path CHECKPOINT --device cuda --matmul_size 8192
+    python -m experiments.benchmarks.sampling --preset nano --batch_sizes 1 8 32 --out sampling.json
+    python -m experiments.benchmarks.sampling --vla_path CHECKPOINT --device cuda --matmul_size 8192
 
 The plain way is the published code's: one picture, one prompt, ``generate`` for 7 tokens. Between the two stands this
 decoder as it was before: batched, over a cache that grows by a copy at every step. All ways run the same network with
@@ -12,10 +12,8 @@ round, so that what else the machine does meets all of them; medians count.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,22 +24,22 @@ import torch
 import transformers
 from torch import Tensor
 
+from experiments.benchmarks.operations import count_decision
+from experiments.benchmarks.timing import machine, matrix_rate, timed
 from grape.cli.arguments import parse_config
+from grape.files import write_json
 from grape.models import OpenVLAPolicy, load_policy, new_policy
 from grape.models.batches import ForwardInputs
 from grape.models.checkpoint import resolve_device, resolve_dtype
 from grape.models.decoding import DEFAULT_PREFILL_ROWS, PREFILL_ROWS, Pick, prefill
-from grape.models.openvla import OpenVLA, OpenVLAConfig
+from grape.models.openvla import OpenVLA
 from grape.models.sampling import TokenPicker
-from grape.models.vision import TowerConfig
 from grape.trajectory import ACTION_DIM
 
 INSTRUCTIONS = (
     "pick up the black bowl between the plate and the ramekin and place it on the plate",
     "put the bowl on the plate",
 )
-MID = {"image_size": 224, "tower_width": 384, "tower_blocks": 7, "text_width": 768, "text_layers": 8, "heads": 12}
-"""``--preset mid``: pictures and sequence of the published size, 0.1 billion parameters."""
 PLAIN = "plain: generate, one observation"
 DIFFERENCES = (
     "batching: plain decides one observation at a time; dynamic and ours decide the batch together",
@@ -64,7 +62,7 @@ class SamplingBenchmark:
     vla_path: str | None = None
     """Checkpoint to measure; ``None`` makes one with random weights from ``preset``."""
     preset: str = "nano"
-    """Size of the random network: nano, micro, or mid."""
+    """Size of the random network, in memory; for openvla-7b make a checkpoint (`grape init-checkpoint`)."""
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128)
     """Observations decided at once."""
     rounds: int = 5
@@ -95,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         result = measure(config)
     print(table(result))
     if config.out is not None:
-        config.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(config.out, result)
     return 0
 
 
@@ -137,7 +135,12 @@ def measure(config: SamplingBenchmark) -> dict[str, Any]:
             **{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()},
             "prefill_rows": PREFILL_ROWS.get(policy.device.type, DEFAULT_PREFILL_ROWS),
         },
-        "machine": {**machine(policy), "captured_steps": policy._decoder.num_captured},
+        "machine": machine(policy.device)
+        | {
+            "dtype": str(policy.dtype),
+            "parameters": sum(p.numel() for p in policy.network.parameters()),
+            "captured_steps": policy._decoder.num_captured,
+        },
     }
 
 
@@ -150,8 +153,7 @@ def make_policy(config: SamplingBenchmark) -> OpenVLAPolicy:
             dtype=config.dtype,
             attn_implementation=config.attn_implementation,
         )
-    is_mid = config.preset == "mid"
-    policy = new_policy("nano" if is_mid else config.preset, instructions=INSTRUCTIONS, **(MID if is_mid else {}))
+    policy = new_policy(config.preset, instructions=INSTRUCTIONS)
     device = resolve_device(config.device)
     policy.network.to(device=device, dtype=resolve_dtype(config.dtype, device))
     policy.network.language_model.config._attn_implementation = config.attn_implementation
@@ -263,44 +265,17 @@ def agreement(policy: OpenVLAPolicy, config: SamplingBenchmark) -> dict[str, flo
     return {"dynamic": float((ways.dynamic() == plain).mean()), "ours": float((ways.ours() == plain).mean())}
 
 
-def operations(config: OpenVLAConfig, num_text_tokens: int) -> dict[str, float]:
-    """Operations of one action, counted by hand (docs/sampling.md): two for each weight and token, and attention.
-
-    Attention's are counted for the columns that are seen. Norms, activations and picking are left out.
-    """
-
-    def tower(sizes: TowerConfig) -> float:
-        tokens = sizes.num_patches + sizes.num_registers + int(sizes.has_class_token)
-        weights = 4 * sizes.width**2 + 2 * sizes.width * sizes.mlp_width
-        blocks = (sizes.num_blocks - 1) * (2 * tokens * weights + 4 * tokens**2 * sizes.width)
-        return blocks + 2 * sizes.num_patches * sizes.width * 3 * sizes.patch_size**2
-
-    llama = transformers.LlamaConfig(**config.text)
-    width, hidden = llama.hidden_size, 4 * (config.dino.width + config.siglip.width)
-    projector = 2 * config.num_patches * ((hidden**2) // 4 + hidden * width + width**2)
-    layer = 4 * width**2 + 3 * width * llama.intermediate_size
-    head = 2 * width * llama.vocab_size
-    sequence = config.num_patches + num_text_tokens
-    prompt = llama.num_hidden_layers * (2 * sequence * layer + 2 * sequence**2 * width) + head
-    steps = range(sequence + 1, sequence + ACTION_DIM)
-    decode = sum(llama.num_hidden_layers * (2 * layer + 4 * seen * width) + head for seen in steps)
-    return {"vision": tower(config.dino) + tower(config.siglip) + projector, "prefill": prompt, "decode": decode}
-
-
 def utilisation(policy: OpenVLAPolicy, config: SamplingBenchmark, seconds: dict[str, float]) -> dict[str, Any] | None:
     """Vision's and prefill's operations per second, as part of a matrix product's in the same run."""
     if config.matmul_size is None:
         return None
-    size = config.matmul_size
-    left, right = (torch.randn(size, size, device=policy.device, dtype=policy.dtype) for _ in range(2))
-    took = statistics.median(timed(lambda: left @ right, policy.device) for _ in range(6))
-    rate = 2 * size**3 / took
-    counts = [operations(policy.config, len(policy.prompts.action_prefix_ids(text))) for text in INSTRUCTIONS]
+    rate = matrix_rate(policy.device, policy.dtype, config.matmul_size)
+    counts = [count_decision(policy.config, len(policy.prompts.action_prefix_ids(text))) for text in INSTRUCTIONS]
     used = {}
     for batch in config.batch_sizes:
-        work = sum(counts[row % 2]["vision"] + counts[row % 2]["prefill"] for row in range(batch))
+        work = sum(counts[row % 2].vision + counts[row % 2].prefill for row in range(batch))
         used[f"batch {batch}"] = work / seconds[part("vision and prefill", batch)] / rate
-    return {"matmul_size": size, "matmul_operations_per_second": rate, "vision and prefill": used}
+    return {"matmul_size": config.matmul_size, "matmul_operations_per_second": rate, "vision and prefill": used}
 
 
 def shares(seconds: dict[str, float], batch: int) -> dict[str, float]:
@@ -316,21 +291,6 @@ def part(name: str, batch: int) -> str:
     return f"part: {name}, batch {batch}"
 
 
-def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, by ``clock``."""
-    read = getattr(time, clock(device))
-    synchronize(device)
-    started = read()
-    run()
-    synchronize(device)
-    return read() - started
-
-
-def clock(device: torch.device) -> str:
-    """Wall time; on a CPU with one thread its own time, without what other processes took."""
-    return "process_time" if device.type == "cpu" and torch.get_num_threads() == 1 else "perf_counter"
-
-
 def peak_memory(policy: OpenVLAPolicy, run: Callable[[], Any]) -> int | None:
     """Bytes allocated at most in a call that finds nothing kept; on a GPU alone."""
     if policy.device.type != "cuda":
@@ -339,26 +299,6 @@ def peak_memory(policy: OpenVLAPolicy, run: Callable[[], Any]) -> int | None:
     torch.cuda.reset_peak_memory_stats(policy.device)
     run()
     return torch.cuda.max_memory_allocated(policy.device)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def machine(policy: OpenVLAPolicy) -> dict[str, Any]:
-    """Device, type and versions."""
-    on_gpu = policy.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(policy.device) if on_gpu else "cpu",
-        "clock": clock(policy.device),
-        "threads": torch.get_num_threads(),
-        "dtype": str(policy.dtype),
-        "parameters": sum(p.numel() for p in policy.network.parameters()),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
-    }
 
 
 def table(result: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 
 from experiments.benchmarks.generated_pairs import INSTRUCTION, random_tokens, smooth_pictures
 from experiments.benchmarks.operations import count
+from experiments.benchmarks.timing import machine, matrix_rate, timed
 from grape.cli.arguments import parse_config
 from grape.config.train import TrainConfig
 from grape.errors import GrapeError
@@ -369,46 +369,10 @@ def _process_bytes(name: str) -> float:
     return float(line.split()[1]) * 1024
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large square matrix product, the best of ten, on this device in this run."""
-    size = 8192 if device.type == "cuda" else 2048
-    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return max(2.0 * size**3 / timed(lambda: first @ second, device) for _ in range(10))
-
-
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
-    synchronize(device)
-    started = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def round_ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
     """Median of the rounds' ratios, with the smallest and the largest."""
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Device and versions."""
-    import peft
-    import transformers
-
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "python": sys.version.split()[0],
-    }
 
 
 def table(result: dict[str, Any]) -> str:

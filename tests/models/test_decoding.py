@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.sampling import decode_with_dynamic_cache, generate, main, operations
+from experiments.benchmarks.operations import count_decision
+from experiments.benchmarks.sampling import decode_with_dynamic_cache, generate, main
 from grape.models import OpenVLAPolicy, decoding, replay
 from grape.models.decoding import Decoder
 from grape.models.sampling import TokenPicker
@@ -183,16 +184,16 @@ def test_operations_counted_by_hand_are_those_that_torch_counts(policy) -> None:
     for module in network.vision_backbone.modules():
         if isinstance(module, Attention):
             module.eager = True
-    counted = operations(policy.config, inputs.input_ids.shape[1])
+    counted = count_decision(policy.config, inputs.input_ids.shape[1])
     with torch.no_grad(), FlopCounterMode(display=False) as vision:
         network.embed(inputs.pixel_values, inputs.input_ids)
     with torch.no_grad(), FlopCounterMode(display=False) as whole:
         network(inputs.pixel_values, inputs.input_ids, inputs.num_prompt_ids[:, None] - 1)
-    assert counted["vision"] == vision.get_total_flops()
+    assert counted.vision == vision.get_total_flops()
     sequence = inputs.input_ids.shape[1] + policy.config.num_patches
     text = network.language_model.config
     unseen = 2 * text.num_hidden_layers * sequence**2 * text.hidden_size  # torch counts what causality hides, too
-    assert counted["prefill"] + unseen == whole.get_total_flops() - vision.get_total_flops()
+    assert counted.prefill + unseen == whole.get_total_flops() - vision.get_total_flops()
 
 
 def test_the_benchmark_runs_and_its_ways_agree(tmp_path, capsys) -> None:
