@@ -19,7 +19,7 @@ from tqdm import tqdm
 from grape.config.train import TrainConfig, check_train_config
 from grape.errors import TrainingError
 from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content, write_directory
-from grape.trainer.continuation import stop_if_any
+from grape.trainer.continuation import explain_lost_rank, stop_if_any
 from grape.trainer.distributed import Ranks, StopRequest, join_ranks, stop_on_interrupt
 from grape.trainer.examples import Example, PairSource, example_steps
 from grape.trainer.gradient import LOGGED, ExampleResult, backward_example
@@ -63,7 +63,8 @@ def train(config: TrainConfig, pairs: PairSource | None = None) -> Path:
     for folder in (adapter_dir, newest_adapter_dir(config)):
         refuse_foreign_content(folder)
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(join_ranks(config.device))
+        ranks = stack.enter_context(join_ranks(config.device, config.rank_timeout_s))
+        stack.enter_context(explain_lost_rank(config, ranks))
         if ranks.first:
             stack.enter_context(lock_run_dir(config.run_dir))
         run = prepare_run(config, ranks, open_pairs(config) if pairs is None else pairs)
@@ -125,12 +126,13 @@ def train_step(run: TrainingRun, epoch: int, examples: list[Example]) -> dict[st
     run.optimizer.zero_grad(set_to_none=True)
     results: list[ExampleResult] = []
     failure = ""
-    for example in examples[run.ranks.rank :: run.ranks.world_size]:
-        try:
-            results.append(backward_pair(run, example, epoch, weight=1 / len(examples)))
-        except TrainingError as error:  # told to the other processes below, so that none of them waits for this one
-            failure = str(error)
-            break
+    with run.in_step():
+        for example in examples[run.ranks.rank :: run.ranks.world_size]:
+            try:
+                results.append(backward_pair(run, example, epoch, weight=1 / len(examples)))
+            except TrainingError as error:  # told to the other processes below, so that none of them waits for this one
+                failure = str(error)
+                break
     stop_if_any(run, failure, advice=ADVICE)
     run.ranks.sum_gradients(list(run.parameters.values()))
     grad_norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), config.max_grad_norm or math.inf).item()

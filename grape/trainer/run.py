@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from grape.models.folder import TRAINING_FILE
 from grape.trainer.checkpoint import write_directory
 from grape.trainer.continuation import (
     Run,
+    check_same_start,
     describe_run,
     make_optimizer,
     open_checkpoints,
@@ -32,6 +35,7 @@ from grape.trainer.gradient import StepScorer
 from grape.trainer.metrics import MetricsLogger
 from grape.trainer.prepare import PairPreparer
 from grape.trainer.reference import ReferenceCache
+from grape.trainer.sharding import Lockstep, check_sharding, shard_base
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +50,8 @@ class TrainingRun(Run):
     preparer: PairPreparer
     scorer: StepScorer
     reference: ReferenceCache
+    in_step: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    """Where a step's passes are made; under ``shard_base`` it keeps them paired with those of the other processes."""
 
     @property
     def num_steps(self) -> int:
@@ -75,6 +81,8 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         PairingError: Chosen and rejected are the wrong way round.
         CheckpointError: ``unnorm_key`` is not in the checkpoint's statistics.
     """
+    if config.shard_base:
+        check_sharding(ranks)
     checkpoints = open_checkpoints(config)
     if len(pairs) == 0:
         raise DatasetError(
@@ -86,12 +94,15 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         device=str(ranks.device),
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
+        stay_on_host=config.shard_base,
     )
     policy.use_prompt_style(config.prompt_style)
     base_hash = policy.checkpoint_hash
     torch.manual_seed(config.seed)  # the adapter's first values: the same in every process
     policy.with_adapter(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, "gaussian")
     parameters = {name: value for name, value in policy.model.named_parameters() if value.requires_grad}
+    if config.shard_base:
+        shard_base(policy, parameters.values(), ranks)
     run = TrainingRun(
         config=config,
         ranks=ranks,
@@ -107,7 +118,10 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         optimizer=make_optimizer(config, parameters, ranks.device),
         checkpoints=checkpoints,
     )
+    if config.shard_base:
+        run.in_step = Lockstep(ranks, run.scorer).step
     resume(run)
+    check_same_start(run)
     return run
 
 
