@@ -141,6 +141,11 @@ class TrainConfig:
     """``cpu``, ``cuda`` or ``auto``."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the base weights; ``auto``: bfloat16 on a GPU, else float32. The adapter is always float32."""
+    shard_base: bool = False
+    """Spread the frozen base over the processes of the run (FSDP2), for one that does not fit a GPU; the adapter stays
+    whole in each. Results are the same."""
+    rank_timeout_s: float = 600.0
+    """With several processes: seconds after which one that does not answer ends the run."""
     attn_implementation: AttnImplementation = "sdpa"
     """Attention kernels; ``flash_attention_2`` where flash-attn is installed, on a GPU."""
     tensorboard: bool = False

@@ -57,6 +57,7 @@ def load_policy(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str = "sdpa",
+    stay_on_host: bool = False,
 ) -> OpenVLAPolicy:
     """Load a checkpoint of any size.
 
@@ -68,6 +69,8 @@ def load_policy(
         device: ``"auto"`` (a GPU where there is one) or torch's name for it.
         dtype: ``"auto"`` (bfloat16 on a GPU, float32 on a CPU), ``"stored"``, or a torch type's name.
         attn_implementation: ``"sdpa"``, ``"eager"``, or ``"flash_attention_2"`` where flash-attn is installed.
+        stay_on_host: Leave the weights in the host's memory, in the type that ``device`` asks for; the caller moves
+            them.
 
     Raises:
         CheckpointError: The folder is missing, damaged or no OpenVLA.
@@ -81,7 +84,7 @@ def load_policy(
     source_config = read_json(directory / CONFIG_FILE)
     config = read_architecture(source_config, read_shapes(shards))
     network = build_on_meta(config, attn_implementation)
-    load_weights(network, shards, torch_device, torch_dtype)
+    load_weights(network, shards, torch.device("cpu") if stay_on_host else torch_device, torch_dtype)
     prompts = load_prompt_encoder(
         directory, prefix_id=source_config.get(PREFIX_KEY), pad_id=int(source_config.get("pad_token_id", 32000))
     )
