@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.lora import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
