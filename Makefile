@@ -35,7 +35,7 @@ demo-simpler: $(STAMP)
 
 test: lint
 	$(PY) -m pytest $(SIMULATOR_TESTS) --durations=10 $(PYTEST_FLAGS)
-	$(PY) -m pytest $(addprefix --ignore=,$(SIMULATOR_TESTS)) --durations=15 $(PYTEST_FLAGS)
+	$(PY) -m pytest $(addprefix --ignore=,$(SIMULATOR_TESTS)) -n 2 --dist loadfile --durations=15 $(PYTEST_FLAGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -49,6 +49,10 @@ class DatasetError(GrapeError):
     """An RLDS data set is missing, empty, corrupt or lacks a feature."""
 
 
+class SamplingError(GrapeError):
+    """A policy could not act: not even one observation fits into memory."""
+
+
 class TrainingError(GrapeError):
     """Training had to stop; the last good checkpoint is untouched."""
 

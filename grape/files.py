@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from grape.errors import GrapeError, RecordError
 
@@ -33,6 +35,16 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
         raise RecordError(
             f"{path} could not be written ({error.strerror or error}); free some space, or name another place"
         ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that people can read, as ``write_bytes_atomic`` does.
+
+    Raises:
+        RecordError: It cannot be written.
+        ValueError: A number in it is not finite.
+    """
+    write_bytes_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _replace_atomically(path: Path, data: bytes) -> None:

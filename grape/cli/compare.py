@@ -13,7 +13,7 @@ from grape.config.evaluate import CompareConfig
 from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, RecordError
 from grape.evaluation import Comparison, PairedDifference, StateOutcome, compare_states, states_from_json
-from grape.files import write_bytes_atomic
+from grape.files import write_json
 from grape.rollouts.store import SETTINGS_BEFORE
 
 SAME_SETTINGS = (
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             "after": {"path": str(config.after), "checkpoint_hash": after["checkpoint_hash"]},
             **dataclasses.asdict(comparison),
         }
-        write_bytes_atomic(config.out, json.dumps(content, indent=1).encode())
+        write_json(config.out, content)
     return 0
 
 

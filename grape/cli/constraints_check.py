@@ -14,7 +14,7 @@ from grape.config.constraints_check import ConstraintsCheckConfig
 from grape.config.score import PRESETS
 from grape.constraints import TaskConstraints, load_constraints
 from grape.errors import ConfigError, RecordError, did_you_mean
-from grape.files import write_bytes_atomic
+from grape.files import write_json
 from grape.rollouts.store import read_info
 
 FORMAT_VERSION = 1
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(ConstraintsCheckConfig, "constraints check", argv)
     report = check_rollouts(config)
     if config.out is not None:
-        write_bytes_atomic(config.out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        write_json(config.out, report)
     print("\n\n".join(format_check(one) for one in report["tasks"].values()))
     if config.strip is not None:
         from grape.cli.check_strip import write_strip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ from grape.envs.protocol import InitStateId, TaskSpec
 from grape.envs.suites import suite_task
 from grape.envs.view import take_view
 from grape.errors import ConfigError
-from grape.files import cache_folder, write_bytes_atomic
+from grape.files import cache_folder, write_bytes_atomic, write_json
 
 DEFAULT_FOLDER = Path("runs/constraints")
 
@@ -67,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         cache=AnswerCache(config.cache_dir or cache_folder() / "proposals"),
         refresh=config.refresh,
     )
-    save_question(scene, config, out)
+    replacing = out.exists()
+    if not replacing:  # constraints that stay where no answer comes keep their own question beside them
+        save_question(scene, config, out)
     try:
         proposal = propose(scene, config.objective, asking)
     except MissingAnswerError as error:
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     except UnusableAnswersError as error:
         print(spent(config, error.turns))  # they are paid for all the same
         raise
+    if replacing:
+        save_question(scene, config, out)
     write_json(out, constraints_data(proposal.constraints))
     write_json(out.with_suffix(".proposal.json"), provenance(config, scene, asking, proposal))
     report(config, proposal, out)
@@ -220,8 +223,3 @@ def print_stages(constraints: TaskConstraints) -> None:
     """One line for each stage."""
     for number, stage in enumerate(constraints.stages, start=1):
         print(f"  {number}. {stage.name}: done when {stage.done_when}")
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    write_bytes_atomic(path, (json.dumps(data, indent=1) + "\n").encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -23,7 +22,7 @@ from grape.evaluation import (
     success_by_rule,
     success_rate,
 )
-from grape.files import write_bytes_atomic
+from grape.files import write_bytes_atomic, write_json
 from grape.optional import require
 from grape.trajectory import EpisodeInfo, Trajectory
 
@@ -74,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     episodes = session.run(config, "evaluate", details=details, num_attempts=NUM_ATTEMPTS, on_episode=record)
     run = RolloutStore(config.run_dir).run
     result = build_result(run, episodes, wall_time_s=time.monotonic() - started)
-    write_bytes_atomic(config.run_dir / RESULT_FILE, json.dumps(result, indent=1).encode())
+    write_json(config.run_dir / RESULT_FILE, result)
     write_bytes_atomic(config.run_dir / "results.txt", format_table(result).encode())
     if config.use_wandb:
         log_to_wandb(config, result)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simpler-eval": ("grape.cli.simpler_eval:main", "eval of one WidowX task under SIMPLER's published flags"),
     "compare": ("grape.cli.compare:main", "paired comparison of two evaluations"),
     "merge": ("grape.cli.merge:main", "merge an adapter into its base checkpoint"),
+    "init-checkpoint": ("grape.cli.init_checkpoint:main", "write a checkpoint with random weights, of any size"),
     "parity": ("grape.cli.parity:main", "check a checkpoint against recorded outputs of the reference code"),
     "experts": ("grape.cli.experts:main", "scripted demonstrations with privileged state"),
     "states": ("grape.cli.states:main", "distance of test states to the nearest used ones"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from grape.constraints import (
 from grape.envs.protocol import TaskSpec
 from grape.envs.suites import SIMULATORS
 from grape.errors import ConfigError, ConstraintError, RecordError
-from grape.files import write_bytes_atomic
+from grape.files import write_json
 from grape.rewards import REWARDS, GuidedCost, external_reward, self_reward, stage_costs
 from grape.rewards.guided_cost import TERMS
 from grape.rewards.ranking import describe_ranking
@@ -47,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_arguments(argv)
     out = scores_path(config)
     scores = score_runs(config)
-    write_bytes_atomic(out, (json.dumps(scores, indent=1, allow_nan=False) + "\n").encode())
+    write_json(out, scores)
     print(format_report(scores))
     if config.plot is not None:
         write_plot(config.plot, scores)

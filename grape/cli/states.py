@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from grape.cli.arguments import parse_config
 from grape.config.states import StatesConfig, parse_state_range
 from grape.envs import spawn
 from grape.envs.suites import find_simulator, suite_task
-from grape.files import write_bytes_atomic
+from grape.files import write_json
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     # In processes of their own: `grape demo` has loaded TensorFlow by then, beside which SIMPLER would crash.
     tasks = [spawn.call(measure_task, config, task_id) for task_id in tqdm(config.task_ids, desc="tasks")]
     content = {"suite": config.task_suite_name, "test": config.test, "used": list(config.used), "tasks": tasks}
-    write_bytes_atomic(config.out, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(config.out, content)
     for task in tasks:
         distances = np.array(list(task["distance_m"].values()))
         print(

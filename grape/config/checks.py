@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from grape.config.folders import check_run_folders
+from grape.config.inputs import INPUTS_BEFORE
 from grape.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "0 or more, and finite",
         lambda value: 0 <= value < math.inf,
-        ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "num_loader_processes", "seed"),
+        ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "simpo_gamma", "num_loader_processes", "seed"),
     ),
-    ("more than 0, and finite", lambda value: 0 < value < math.inf, ("beta", "learning_rate")),
+    ("more than 0, and finite", lambda value: 0 < value < math.inf, ("beta", "learning_rate", "max_memory_gb")),
     ("0 to below 1", lambda value: 0 <= value < 1, ("lora_dropout", "input_token_noise", "val_fraction")),
     ("0 to below 0.5", lambda value: 0 <= value < 0.5, ("label_smoothing",)),
 )
@@ -35,10 +36,14 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 
 _FREE_ON_RESUME = {"run_root_dir", "adapter_tmp_dir", "run_name", "resume", "save_steps", "keep_checkpoints", "device"}
 _FREE_ON_RESUME |= {"wandb_project", "wandb_entity", "tensorboard", "reference_cache_dir", "num_loader_processes"}
+_FREE_ON_RESUME |= {"max_memory_gb", "gradient_checkpointing"}  # micro-batches keep the size of the run's start
 _FREE_ON_RESUME |= {"val_steps", "val_frames", "save_merged", "save_dtype"}
 # Folders may move, their contents are compared; so is the product of these two with the processes.
 _FREE_ON_RESUME |= {"vla_path", "data_root_dir", "chosen_traj_dir", "rejected_traj_dir"}
 _FREE_ON_RESUME |= {"batch_size", "grad_accumulation_steps"}
+
+SETTINGS_BEFORE: dict[str, Any] = {"loss": "sigmoid", "reference_free": False, "simpo_gamma": 0.0, **INPUTS_BEFORE}
+"""What runs did whose checkpoints do not name these settings; a new run-defining setting is added here."""
 
 
 def run_defining_settings(config: TrainConfig | SFTConfig) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class SFTConfig:
     vla_path: str | None = None
     """Checkpoint folder or hub id to start from; either this or ``preset``."""
     preset: str | None = None
-    """Start from new weights of this size (``nano``, ``micro``, ``test``); trains all of them, from ``seed``."""
+    """Start from new weights of this size (``nano``, ``micro``, ``mid``, ``test``); trains all of them, from
+    ``seed``."""
     run_root_dir: Path = Path("runs")
     """Runs are written to ``<run_root_dir>/<run name>``."""
     run_name: str | None = None

@@ -12,6 +12,7 @@ from typing import Literal
 
 from grape.config.checks import check_values
 from grape.config.inputs import ImageResize, PromptStyle
+from grape.config.losses import check_loss
 from grape.config.model import AttnImplementation
 from grape.errors import ConfigError
 
@@ -66,14 +67,22 @@ class TrainConfig:
     wandb_entity: str | None = None
     """W&B user or team that owns the project."""
 
-    objective: Literal["trajectory", "window"] = "trajectory"
-    """``trajectory``: the paper's loss, over whole trajectories. ``window``: the release's, over aligned windows."""
+    objective: Literal["trajectory", "window", "step"] = "trajectory"
+    """What is compared. ``trajectory``: whole trajectories, as the paper. ``window``: aligned windows, as the release.
+    ``step``: a term per time step that both have, averaged over the pair."""
     window_size: int = 8
     """Steps of a window (stride 1), for ``--objective window``; the release's value."""
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """Loss of the difference Δ of log-ratios, chosen minus rejected: DPO's, and with whole trajectories TPO's; IPO's
+    (arXiv 2310.12036); SLiC-HF's hinge (arXiv 2305.10425); rDPO's (arXiv 2403.00409), which wants label_smoothing."""
     beta: float = 0.1
-    """KL strength β, dimensionless; GRAPE (arXiv 2411.19309) eq. 3."""
+    """KL strength β, dimensionless; GRAPE (arXiv 2411.19309) eq. 3. With ``ipo``, Δ is drawn to 1 / (2β) nats."""
     label_smoothing: float = 0.0
-    """Probability that a pair is labelled the wrong way round (conservative DPO), 0 to below 0.5."""
+    """Probability that a pair is labelled the wrong way round, 0 to below 0.5; ``sigmoid``: conservative DPO."""
+    reference_free: bool = False
+    """Compare log-probabilities, not log-ratios to the reference, which is not run (SimPO, arXiv 2405.14734)."""
+    simpo_gamma: float = 0.0
+    """Target margin γ with ``reference_free``: −log σ(βΔ − γ), dimensionless."""
     length_normalised: bool = False
     """Use the mean of the log-ratios over a trajectory's steps instead of their sum."""
     sft_weight: float = 0.0
@@ -116,9 +125,16 @@ class TrainConfig:
     """How data made elsewhere stores actions (``libero``, ``unchanged``); ``None``: as our own data sets say."""
     image_key: str = "image"
     """Name of the camera in ``steps/observation``."""
-    micro_batch_size: int = 16
-    """Time steps per forward and backward pass: bounds the memory, does not change the gradient. Where both
-    trajectories of a pair fit one micro-batch, a pass is saved; on a CPU pieces of 16 to 64 are faster all the same."""
+    micro_batch_size: int | None = None
+    """Time steps per forward and backward pass: bounds the memory, does not change the gradient. ``None``: on a GPU
+    the most that fit, up to 64; on a CPU 16 (pieces of 16 to 64 are the fastest there), fewer where ``max_memory_gb``
+    asks for it. Halved where memory runs out all the same. docs/memory.md."""
+    max_memory_gb: float | None = None
+    """Device memory that the run may take, in 1e9 bytes, weights included; on a GPU a hard cap of torch's allocator.
+    ``None``: what is free on the GPU at the start; on a CPU no limit."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Keep a block's input alone and run the block again for its gradient: less memory, one more forward pass.
+    ``auto``: only where 4 time steps per pass do not fit otherwise."""
     reference_cache_dir: Path | None = None
     """Where the reference's log-probabilities are kept; ``None``: ``<run_root_dir>/reference_cache``."""
     device: str = "auto"
@@ -163,3 +179,4 @@ def check_train_config(config: TrainConfig) -> None:
             "the trajectory here, so lower --micro_batch_size instead"
         )
     check_values(config)
+    check_loss(config)

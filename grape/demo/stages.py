@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grape.errors import ConfigError, GrapeError, RecordError
-from grape.files import hold_lock, write_bytes_atomic
+from grape.files import hold_lock, write_json
 
 RunCommand = Callable[[str, Sequence[str]], int]
 """Runs ``grape NAME ARGV…`` and returns its exit code."""
@@ -89,7 +89,7 @@ def _run_stage(
             "ran_with": ran_with if means in ran_with else [*ran_with, means],
             "duration_s": round(spent_before_s + time.monotonic() - start, 2),
         }
-        write_bytes_atomic(_stage_path(run_dir, stage.name), json.dumps(content, indent=2).encode())
+        write_json(_stage_path(run_dir, stage.name), content)
 
     save("running")
     try:
@@ -183,7 +183,7 @@ def open_run(
                 )
         else:
             started = wanted | kept
-            write_bytes_atomic(path, json.dumps(started, indent=2).encode())
+            write_json(path, started)
         yield started
 
 

@@ -35,5 +35,3 @@ class ForwardInputs:
     """Prompt, action prefix and (when scoring) action tokens; padded on the right."""
     num_prompt_ids: Int[Tensor, " B"]
     """Tokens before the first action token."""
-    is_padded: bool
-    """Whether rows differ in length."""

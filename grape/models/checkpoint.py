@@ -7,12 +7,14 @@ loads what is written here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +130,28 @@ def save_policy(
     """
     if policy.model is not policy.network:
         raise ConfigError("the policy carries an adapter; call merge_adapter first, or save the adapter alone")
-    target = Path(directory)
+    with folder_in_making(Path(directory), overwrite=overwrite) as folder:
+        state = policy.network.state_dict()
+        if dtype is not None:
+            state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
+        for name, content in checkpoint_files(policy, next(iter(state.values())).dtype).items():
+            (folder / name).write_bytes(content)
+        write_tensors(state, folder, **({} if shard_bytes is None else {"shard_bytes": shard_bytes}))
+
+
+@contextlib.contextmanager
+def folder_in_making(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to write a checkpoint into; it takes the place of ``target`` when the context ends well.
+
+    Raises:
+        CheckpointError: ``target`` exists, or cannot be written (full disk); nothing is left behind.
+    """
     check_target(target, overwrite=overwrite)
-    state = policy.network.state_dict()
-    if dtype is not None:
-        state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()  # not mkdtemp's private one: the umask decides who may read the checkpoint
-        for name, content in checkpoint_files(policy, next(iter(state.values())).dtype).items():
-            (temporary / name).write_bytes(content)
-        write_tensors(state, temporary, **({} if shard_bytes is None else {"shard_bytes": shard_bytes}))
+        yield temporary
         for path in temporary.glob("*.safetensors"):
             shutil.copymode(temporary / CONFIG_FILE, path)  # safetensors makes files that their owner alone can read
         replace_folder(temporary, target)

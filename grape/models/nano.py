@@ -1,4 +1,4 @@
-"""New policies from scratch: size presets and a small tokenizer of their own.
+"""New policies from scratch, with a small tokenizer of their own.
 
 The result is an ordinary checkpoint in memory: ``save_policy`` writes the published layout, ``load_policy`` reads it.
 """
@@ -6,7 +6,6 @@ The result is an ordinary checkpoint in memory: ``save_policy`` writes the publi
 from __future__ import annotations
 
 import json
-import math
 import re
 import string
 import tempfile
@@ -22,15 +21,13 @@ from grape.models.folder import CONFIG_FILE, PREPROCESSOR_FILE
 from grape.models.image_transform import HALF, IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from grape.models.openvla import OpenVLA, OpenVLAConfig
 from grape.models.policy import OpenVLAPolicy, hash_in_memory
+from grape.models.presets import NUM_ACTION_BINS, OPENVLA_7B, PRESETS, VOCAB_MULTIPLE, preset_config
 from grape.models.prompt import PROMPT, SPACE_PIECE, TOKENIZER_FILE, load_prompt_encoder
-from grape.models.vision import TowerConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 UNKNOWN, BEGIN, END, PAD = "<unk>", "<s>", "</s>", "<PAD>"
-NUM_ACTION_BINS = 256
-VOCAB_MULTIPLE = 64
 CONTINUATION = "##"  # WordPiece's mark of a piece inside a word
 INIT_STD = 0.02
 
@@ -41,23 +38,6 @@ milk layer juice dressing turn right close yellow wooden moka rack inside front 
 grab bottom between table pot microwave compartment center caddy back pots book set cookie a
 """
 """Words of LIBERO's instructions (four suites and LIBERO-90)."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {"image_size": 112, "tower_width": 128, "tower_blocks": 4, "text_width": 192, "text_layers": 4, "heads": 4},
-    "micro": {
-        "image_size": 112,
-        "tower_width": 192,
-        "tower_blocks": 5,
-        "text_width": 256,
-        "text_layers": 6,
-        "heads": 4,
-    },
-    "test": {"image_size": 28, "tower_width": 16, "tower_blocks": 2, "text_width": 32, "text_layers": 2, "heads": 2},
-}
-"""Sizes by name: nano 4.5 M parameters, micro 11.3 M, test for unit tests."""
-
-PATCH_SIZE = 14
-NUM_REGISTERS = 4
 
 
 def new_policy(
@@ -71,12 +51,14 @@ def new_policy(
     """A policy with random weights, in float32 on the CPU.
 
     Args:
-        preset: A name in ``PRESETS``.
+        preset: A name in ``PRESETS``; ``grape init-checkpoint`` writes openvla-7b, which is too large for this.
         instructions: Their words become tokens, beside LIBERO's.
         norm_stats: Action statistics by dataset, as in config.json.
         seed: Of the weights.
         sizes: Replace single numbers of the preset, e.g. ``image_size=56``.
     """
+    if preset == OPENVLA_7B:
+        raise ConfigError(f"preset {preset!r} is too large to make in memory; write it with grape init-checkpoint")
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} is unknown.{did_you_mean(preset, PRESETS)}")
     unknown = sizes.keys() - PRESETS[preset].keys()
@@ -104,41 +86,12 @@ def new_policy(
     )
 
 
-def preset_config(sizes: dict[str, int], *, real_vocab_size: int) -> OpenVLAConfig:
-    """Turn a preset's numbers into a full configuration."""
-    width, heads = sizes["tower_width"], sizes["heads"]
-    tower: dict[str, Any] = {
-        "image_size": sizes["image_size"],
-        "patch_size": PATCH_SIZE,
-        "width": width,
-        "num_blocks": sizes["tower_blocks"],
-        "num_heads": heads,
-        "mlp_width": 4 * width,
-    }
-    text_width = sizes["text_width"]
-    return OpenVLAConfig(
-        dino=TowerConfig(**tower, num_registers=NUM_REGISTERS, has_class_token=True, has_layer_scale=True),
-        siglip=TowerConfig(**tower, has_pooling_head=True),
-        text={
-            "model_type": "llama",
-            "hidden_size": text_width,
-            "intermediate_size": 8 * math.ceil(text_width / 3),  # Llama's ratio of 8/3
-            "num_hidden_layers": sizes["text_layers"],
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "pad_token_id": real_vocab_size,
-            "vocab_size": real_vocab_size + VOCAB_MULTIPLE,
-        },
-        num_action_bins=NUM_ACTION_BINS,
-        vocab_padding=VOCAB_MULTIPLE,
-    )
-
-
-def build_tokenizer(instructions: Iterable[str] = ()) -> Tokenizer:
+def build_tokenizer(instructions: Iterable[str] = (), *, vocab_size: int | None = None) -> Tokenizer:
     """Whole words of LIBERO, of the prompt and of ``instructions``; other words fall back to characters.
 
     The order is as in openvla-7b's: special tokens, text, the action slots at the end of the real vocabulary, and
-    the padding token after it.
+    the padding token after it. Reserved words fill the vocabulary up to ``vocab_size`` without the padding token;
+    ``None``: to the next multiple of 64.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -148,6 +101,8 @@ def build_tokenizer(instructions: Iterable[str] = ()) -> Tokenizer:
     pieces = [UNKNOWN, BEGIN, END, SPACE_PIECE, *characters, *(CONTINUATION + character for character in characters)]
     vocabulary = list(dict.fromkeys([*pieces, *template, *sorted(words)]))
     filler = -len(vocabulary) % VOCAB_MULTIPLE
+    if vocab_size is not None:
+        filler = vocab_size - NUM_ACTION_BINS - len(vocabulary)
     vocabulary += [f"<reserved_{number}>" for number in range(filler)]
     vocabulary += [f"<action_{number}>" for number in range(NUM_ACTION_BINS)]
     ids = {token: number for number, token in enumerate(vocabulary)}

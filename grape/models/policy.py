@@ -22,7 +22,8 @@ from grape.models import adapter as adapters
 from grape.models import sampling, statistics
 from grape.models.action_tokenizer import ActionTokenizer
 from grape.models.batches import ActionBatch, ForwardInputs
-from grape.models.decoding import decode_action_tokens
+from grape.models.decoding import Decoder
+from grape.models.fitting import FittingBatches
 from grape.models.image_transform import ImageTransform
 from grape.models.openvla import OpenVLA, OpenVLAConfig
 from grape.models.prompt import PromptEncoder
@@ -64,6 +65,8 @@ class OpenVLAPolicy:
         self.assets = assets
         self.name = name
         self._network = network
+        self._decoder = Decoder(network)
+        self._fitting = FittingBatches()
         self._content_hash = content_hash
         self._cached_hash: str | None = None
         self.action_tokenizer = ActionTokenizer(
@@ -144,7 +147,6 @@ class OpenVLAPolicy:
             pixel_values=self.image_transform(images, center_crop=center_crop, device=self.device).to(self.dtype),
             input_ids=torch.tensor(padded, device=self.device),
             num_prompt_ids=torch.tensor([len(prompt) for prompt in prompts], device=self.device),
-            is_padded=any(len(row) < width for row in rows),
         )
 
     def action_logits(self, inputs: ForwardInputs, *, include_end_token: bool = False) -> Float[Tensor, "B P V"]:
@@ -210,24 +212,28 @@ class OpenVLAPolicy:
         Raises:
             ConfigError: Settings that cannot be honoured.
             CheckpointError: No such statistics, or the network's output is not finite.
+            SamplingError: The device has no memory for even one observation; larger batches that do not fit are halved.
         """
         sampling.check_settings(temperature, top_p, uniforms, num_rows=len(images))
         statistics.action_range(self.norm_stats, unnorm_key)  # before the work, not after
-        inputs = self.forward_inputs(images, instructions, center_crop=center_crop)
-        first = self.action_tokenizer.first_id if restrict_to_actions else 0
-        last = self.action_tokenizer.vocab_size if restrict_to_actions else None
-        uniform_columns = None if uniforms is None or temperature == 0 else torch.as_tensor(uniforms).to(self.device)
+        check_rows(images, instructions, None)
+        columns = None if uniforms is None or temperature == 0 else torch.as_tensor(uniforms).to(self.device)
+        tokenizer = self.action_tokenizer
 
-        def pick(column: int, logits: Float[Tensor, "B V"]) -> tuple[Tensor, Tensor, Tensor]:
-            uniform = None if uniform_columns is None else uniform_columns[:, column]
-            chosen, sampler_logp = sampling.choose(
-                logits[:, first:last].float(), temperature=temperature, top_p=top_p, uniforms=uniform
+        def choose_rows(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+            pick = sampling.TokenPicker(
+                first_id=tokenizer.first_id if restrict_to_actions else 0,
+                end_id=tokenizer.vocab_size if restrict_to_actions else None,
+                temperature=temperature,
+                top_p=top_p,
+                uniforms=None if columns is None else columns[rows],
             )
-            chosen = chosen + first
-            return chosen, sampling.token_log_prob(logits, chosen), sampler_logp
+            inputs = self.forward_inputs(images[rows], instructions[rows], center_crop=center_crop)
+            return self._decoder.decode(inputs, ACTION_DIM, pick)
 
         with sampling.evaluation_mode(self.model):
-            chosen, logps, sampler = decode_action_tokens(self.network, inputs, ACTION_DIM, pick)
+            parts = self._fitting.run(choose_rows, len(images), release=self.release_memory)
+        chosen, logps, sampler = (torch.cat(part) for part in zip(*parts, strict=True))
         token_logps = logps.cpu().numpy()
         if not np.isfinite(token_logps).all():
             raise CheckpointError(f"{self.name}: the network's output is not finite; its weights are damaged")
@@ -238,6 +244,12 @@ class OpenVLAPolicy:
             sampler_logps=sampler.cpu().numpy().astype(np.float32),
             actions=self.decode_actions(tokens, unnorm_key).astype(np.float32),
         )
+
+    def release_memory(self) -> None:
+        """Give back what ``act`` keeps on the device for its next call: the key-value cache and CUDA graphs."""
+        self._decoder.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def with_adapter(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -56,6 +57,33 @@ def choose(
     target = uniforms.double()[:, None] * cdf[:, -1:]
     chosen = (cdf <= target).sum(dim=-1).clamp(max=scores.shape[-1] - 1)
     return chosen, log_probs.gather(-1, chosen[:, None]).squeeze(-1).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPicker:
+    """Picks the next token of each row, and scores it."""
+
+    first_id: int
+    """First token that may be chosen."""
+    end_id: int | None
+    """One past the last; ``None``: the vocabulary's end, padding included."""
+    temperature: float
+    top_p: float | None
+    uniforms: Float[Tensor, "B columns"] | None
+    """What decides each choice; ``None`` when greedy."""
+
+    def __call__(
+        self, column: int, logits: Float[Tensor, "B V"]
+    ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Tokens, their log π, and their log-probability under the distribution sampled from."""
+        chosen, sampler_logp = choose(
+            logits[:, self.first_id : self.end_id].float(),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            uniforms=None if self.uniforms is None else self.uniforms[:, column],
+        )
+        chosen = chosen + self.first_id
+        return chosen, token_log_prob(logits, chosen), sampler_logp
 
 
 def _keep_top_p(log_probs: Float[Tensor, "B A"], top_p: float) -> Float[Tensor, "B A"]:

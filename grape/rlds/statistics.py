@@ -5,14 +5,13 @@ Axis legend: N steps over all episodes, D numbers of an action or state.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grape.files import write_bytes_atomic
+from grape.files import write_json
 
 STATISTICS_FILE = "dataset_statistics.json"
 
@@ -45,7 +44,7 @@ def dataset_statistics(name: str, actions: Sequence[np.ndarray], states: Sequenc
 def write_statistics(folder: Path, statistics: dict[str, Any]) -> Path:
     """Write ``dataset_statistics.json`` into a data set's version folder (or any other)."""
     path = folder / STATISTICS_FILE
-    write_bytes_atomic(path, (json.dumps(statistics, indent=2) + "\n").encode())
+    write_json(path, statistics)
     return path
 
 

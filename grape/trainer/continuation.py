@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import grape
-from grape.config.checks import run_defining_settings
-from grape.config.inputs import INPUTS_BEFORE
+from grape.config.checks import SETTINGS_BEFORE, run_defining_settings
 from grape.config.sft import SFTConfig
 from grape.config.train import TrainConfig
 from grape.errors import ConfigError, TrainingError
@@ -106,12 +105,12 @@ def open_log(run: Run, description: Mapping[str, Any]) -> MetricsLogger:
     )
 
 
-def read_state(run: Run) -> dict[str, Any] | None:
+def read_state(config: TrainConfig | SFTConfig, checkpoints: CheckpointStore) -> dict[str, Any] | None:
     """State of the last good checkpoint, where the run is to be resumed and there is one."""
-    if not run.config.resume:
+    if not config.resume:
         return None
-    if (checkpoint := run.checkpoints.load_latest()) is None:
-        _LOG.info("Nothing to resume in %s: starting at step 0", run.config.run_dir)
+    if (checkpoint := checkpoints.load_latest()) is None:
+        _LOG.info("Nothing to resume in %s: starting at step 0", config.run_dir)
         return None
     return checkpoint.state
 
@@ -137,7 +136,8 @@ def take_up(
         ConfigError: It belongs to a run with other settings or data.
     """
     wanted = run_defining_settings(run.config) | identity
-    stored = INPUTS_BEFORE | state["settings"] | stored_identity
+    before = {name: value for name, value in SETTINGS_BEFORE.items() if name in wanted}
+    stored = before | state["settings"] | stored_identity
     odd = [
         f"{name}: {stored.get(name)} then, {wanted.get(name)} now"
         for name in sorted(wanted.keys() | stored.keys())

@@ -1,8 +1,9 @@
 """Which examples a run trains on, and in which order: pure functions of counts and a seed.
 
-An example is a pair, or, with the window objective, one window of a pair. Pairs are read in stored order into a
-buffer of ``buffer_size`` pairs; the examples of one buffer are shuffled among themselves. So the order is known
-without reading anything, a resumed run finds its place from the step alone, and memory is bounded by the buffer.
+An example is a pair, or, with the window objective, one window of a pair; with the step objective, the time steps that
+both trajectories of a pair have. Pairs are read in stored order into a buffer of ``buffer_size`` pairs; the examples
+of one buffer are shuffled among themselves. So the order is known without reading anything, a resumed run finds its
+place from the step alone, and memory is bounded by the buffer.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Example:
     """Position of the pair in the data set."""
     window_start: int | None = None
     """First step of the window; ``None`` for the whole trajectories."""
+    aligned: bool = False
+    """Without a window: only the time steps that both trajectories have."""
 
 
 def num_windows(num_chosen: int, num_rejected: int, window_size: int) -> int:
@@ -52,17 +55,25 @@ def example_steps(example: Example, num_chosen: int, num_rejected: int, window_s
     """Time steps of chosen and rejected that an example covers.
 
     Windows are aligned by time step: window ``s`` is steps ``s`` to ``s + window_size`` of both. What the longer
-    trajectory has beyond the end of the shorter one has no counterpart and is in no window; a trajectory that is
-    shorter than a window is covered by its own end.
+    trajectory has beyond the end of the shorter one has no counterpart and is in no window, nor in an aligned example;
+    a trajectory that is shorter than a window is covered by its own end.
     """
     if example.window_start is None:
+        if example.aligned:
+            num_chosen = num_rejected = min(num_chosen, num_rejected)
         return range(num_chosen), range(num_rejected)
     start, stop = example.window_start, example.window_start + window_size
     return range(start, min(stop, num_chosen)), range(start, min(stop, num_rejected))
 
 
 def epoch_examples(
-    num_pairs: int, *, seed: int, epoch: int, buffer_size: int, windows: Sequence[int] | None = None
+    num_pairs: int,
+    *,
+    seed: int,
+    epoch: int,
+    buffer_size: int,
+    windows: Sequence[int] | None = None,
+    aligned: bool = False,
 ) -> list[Example]:
     """All examples of an epoch, in training order.
 
@@ -72,12 +83,13 @@ def epoch_examples(
         epoch: Number of the epoch, from 0; each has its own order.
         buffer_size: Pairs within which the order is shuffled; 1 keeps the stored order of pairs.
         windows: Number of windows of each pair; ``None`` makes one example of each pair.
+        aligned: These examples cover only the time steps that both trajectories have.
     """
     ordered: list[Example] = []
     for start in range(0, num_pairs, buffer_size):
         indices = range(start, min(start + buffer_size, num_pairs))
         if windows is None:
-            examples = [Example(index) for index in indices]
+            examples = [Example(index, aligned=aligned) for index in indices]
         else:
             examples = [Example(index, window) for index in indices for window in range(windows[index])]
         generator = np.random.default_rng(np.random.SeedSequence([seed, epoch, start]))
@@ -97,6 +109,8 @@ class TrainingPlan:
     """Over all processes and accumulation steps; the last step of an epoch may have fewer."""
     num_epochs: int
     max_steps: int | None
+    aligned: bool = False
+    """As in ``epoch_examples``."""
 
     @property
     def examples_per_epoch(self) -> int:
@@ -127,7 +141,12 @@ class TrainingPlan:
 
     def _order(self, epoch: int) -> list[Example]:
         return epoch_examples(
-            self.num_pairs, seed=self.seed, epoch=epoch, buffer_size=self.buffer_size, windows=self.windows
+            self.num_pairs,
+            seed=self.seed,
+            epoch=epoch,
+            buffer_size=self.buffer_size,
+            windows=self.windows,
+            aligned=self.aligned,
         )
 
 
@@ -139,6 +158,8 @@ class PairSurvey:
     """Time steps of chosen and rejected, of each pair."""
     digest: str
     """Of all pair ids, and of the episodes as ``add_to_digest`` says, in stored order."""
+    longest_instruction: str
+    """The one with the most characters."""
 
 
 def survey_pairs(pairs: PairSource) -> PairSurvey:
@@ -149,19 +170,21 @@ def survey_pairs(pairs: PairSource) -> PairSurvey:
     """
     digest = hashlib.blake2b(digest_size=16)
     lengths, margins = [], []
+    longest_instruction = ""
     for pair in pairs.iterate():
         lengths.append((len(pair.chosen), len(pair.rejected)))
         margins.append(_score(pair.chosen) - _score(pair.rejected))
         digest.update(f"{pair.pair_id} {lengths[-1]}".encode())
         for episode in (pair.chosen, pair.rejected):
             add_to_digest(digest, episode)
+            longest_instruction = max(longest_instruction, episode.instruction, key=len)
     known = [margin for margin in margins if not math.isnan(margin)]
     if known and max(known) < 0:  # each: labels that mostly agree with the scores are their maker's business
         raise PairingError(
             f"in each of the {len(known)} scored pairs the chosen trajectory has the lower score: the folders are the "
             "wrong way round; swap --chosen_traj_dir and --rejected_traj_dir"
         )
-    return PairSurvey(lengths=tuple(lengths), digest=digest.hexdigest())
+    return PairSurvey(lengths=tuple(lengths), digest=digest.hexdigest(), longest_instruction=longest_instruction)
 
 
 def _score(episode: EpisodeData) -> float:
@@ -183,6 +206,7 @@ def make_plan(config: TrainConfig, survey: PairSurvey, *, num_processes: int) ->
         examples_per_step=config.batch_size * config.grad_accumulation_steps * num_processes,
         num_epochs=config.epoch,
         max_steps=config.max_steps,
+        aligned=config.objective == "step",
     )
 
 

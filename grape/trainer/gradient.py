@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grape.errors import TrainingError
-from grape.losses import supervised_loss, tpo_loss, trajectory_log_ratio
+from grape.losses import preference_loss, step_log_ratios, supervised_loss, trajectory_log_ratio
 
 if TYPE_CHECKING:
     from grape.config.train import TrainConfig
@@ -39,7 +39,7 @@ class ExampleResult:
     chosen_logp: float
     rejected_logp: float
     coefficient: float
-    """dL/dΔ."""
+    """dL/dΔ; where an example has several terms, their mean."""
 
     def logged(self) -> dict[str, float]:
         """The example's values under the names of the log."""
@@ -54,6 +54,8 @@ class ExampleResult:
         }
 
 
+CPU_MICRO_BATCH = 16
+"""Time steps per pass where memory does not decide; on a CPU more of them take longer (docs/training.md)."""
 LOGGED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies") + (
     "logps/chosen",
     "logps/rejected",
@@ -62,28 +64,39 @@ LOGGED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewa
 
 
 def example_loss(
-    config: TrainConfig, step_logps: Float[Tensor, " N"], reference_logps: Float[Tensor, " N"], num_chosen: int
+    config: TrainConfig, step_logps: Float[Tensor, " N"], reference_logps: Float[Tensor, " N"] | None, num_chosen: int
 ) -> tuple[Float[Tensor, ""], ExampleResult]:
-    """The configured loss of one example from the step log-probabilities of policy and reference."""
+    """The configured loss of one example from the step log-probabilities of policy and reference, if there is one.
+
+    It is one term, or with ``objective="step"`` the mean over one term per time step.
+    """
     chosen_logps, rejected_logps = step_logps[:num_chosen], step_logps[num_chosen:]
+    references = (
+        (None, None) if reference_logps is None else (reference_logps[:num_chosen], reference_logps[num_chosen:])
+    )
     ratios = [
-        trajectory_log_ratio(policy, reference, length_normalised=config.length_normalised)[None]
-        for policy, reference in (
-            (chosen_logps, reference_logps[:num_chosen]),
-            (rejected_logps, reference_logps[num_chosen:]),
-        )
+        step_log_ratios(policy, reference)
+        if config.objective == "step"
+        else trajectory_log_ratio(policy, reference, length_normalised=config.length_normalised)[None]
+        for policy, reference in zip((chosen_logps, rejected_logps), references, strict=True)
     ]
-    preference = tpo_loss(ratios[0], ratios[1], beta=config.beta, label_smoothing=config.label_smoothing)
+    preference = preference_loss(
+        *ratios,
+        loss=config.loss,
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        simpo_gamma=config.simpo_gamma,
+    )
     loss = preference.loss
     if config.sft_weight:
         loss = loss + config.sft_weight * supervised_loss(chosen_logps)
     result = ExampleResult(
         loss=loss.item(),
-        chosen_reward=preference.chosen_rewards.item(),
-        rejected_reward=preference.rejected_rewards.item(),
+        chosen_reward=preference.chosen_rewards.mean().item(),
+        rejected_reward=preference.rejected_rewards.mean().item(),
         chosen_logp=chosen_logps.detach().double().sum().item(),
         rejected_logp=rejected_logps.detach().double().sum().item(),
-        coefficient=preference.coefficient.item(),
+        coefficient=preference.coefficient.mean().item(),
     )
     return loss, result
 
@@ -97,11 +110,13 @@ class StepScorer:
     def __init__(self, policy: OpenVLAPolicy, config: TrainConfig) -> None:
         self.policy = policy
         self.config = config
+        self.micro_batch_size = config.micro_batch_size or CPU_MICRO_BATCH
+        """Time steps per pass; halved where memory runs out."""
         policy.model.train(config.lora_dropout > 0)
 
     def micro_batches(self, batch: StepBatch) -> list[slice]:
         """Rows of each micro-batch; the same in every pass, so that results are equal bit for bit."""
-        size = self.config.micro_batch_size
+        size = self.micro_batch_size
         return [slice(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
 
     def score(self, batch: StepBatch, rows: slice) -> Float[Tensor, " N"]:
@@ -138,14 +153,14 @@ class StepScorer:
 
 
 def backward_example(
-    scorer: StepScorer, batch: StepBatch, reference_logps: Float[Tensor, " N"], *, weight: float
+    scorer: StepScorer, batch: StepBatch, reference_logps: Float[Tensor, " N"] | None, *, weight: float
 ) -> ExampleResult:
     """Add ``weight`` times the gradient of one example's loss to the parameters' gradients.
 
     Args:
         scorer: The policy.
         batch: Time steps of the example.
-        reference_logps: log πref of the same steps.
+        reference_logps: log πref of the same steps; ``None`` for a loss without a reference.
         weight: 1 / number of examples in the optimiser step.
 
     Raises:
@@ -154,9 +169,11 @@ def backward_example(
     parts = scorer.micro_batches(batch)
     one_pass = len(parts) == 1  # nothing to split: the first pass may keep its graph
     step_logps = scorer.score(batch, parts[0]) if one_pass else scorer.score_all(batch).requires_grad_()
-    reference_logps = reference_logps.to(step_logps.device)
+    if reference_logps is not None:
+        reference_logps = reference_logps.to(step_logps.device)
     loss, result = example_loss(scorer.config, step_logps, reference_logps, batch.num_chosen)
-    if not (torch.isfinite(step_logps).all() and torch.isfinite(reference_logps).all() and torch.isfinite(loss)):
+    known = [step_logps, loss] if reference_logps is None else [step_logps, loss, reference_logps]
+    if not all(torch.isfinite(values).all() for values in known):
         raise TrainingError(f"{batch.label}: loss {result.loss}, or a log-probability in it, is not finite")
     (loss * weight).backward()
     if not one_pass:

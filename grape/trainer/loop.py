@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from grape.config.train import TrainConfig, check_train_config
 from grape.errors import TrainingError
+from grape.trainer import memory
 from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content, write_directory
 from grape.trainer.continuation import stop_if_any
 from grape.trainer.distributed import Ranks, StopRequest, join_ranks, stop_on_interrupt
@@ -122,15 +123,8 @@ def train_step(run: TrainingRun, epoch: int, examples: list[Example]) -> dict[st
     )
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
-    run.optimizer.zero_grad(set_to_none=True)
-    results: list[ExampleResult] = []
-    failure = ""
-    for example in examples[run.ranks.rank :: run.ranks.world_size]:
-        try:
-            results.append(backward_pair(run, example, epoch, weight=1 / len(examples)))
-        except TrainingError as error:  # told to the other processes below, so that none of them waits for this one
-            failure = str(error)
-            break
+    mine = examples[run.ranks.rank :: run.ranks.world_size]
+    results, failure = backward_share(run, mine, epoch, weight=1 / len(examples))
     stop_if_any(run, failure, advice=ADVICE)
     run.ranks.sum_gradients(list(run.parameters.values()))
     grad_norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), config.max_grad_norm or math.inf).item()
@@ -148,6 +142,48 @@ def train_step(run: TrainingRun, epoch: int, examples: list[Example]) -> dict[st
     }
 
 
+def backward_share(
+    run: TrainingRun, examples: list[Example], epoch: int, *, weight: float
+) -> tuple[list[ExampleResult], str]:
+    """The gradient of this process's examples of a step, from zero; with smaller micro-batches where memory runs out.
+
+    Returns:
+        What the examples contributed, and why one of them failed, or an empty text. It is told to the other processes
+        by the caller, so that none of them waits for this one.
+    """
+    while True:
+        run.optimizer.zero_grad(set_to_none=True)  # half a backward pass may be in it
+        results: list[ExampleResult] = []
+        failure, out_of_memory = "", False
+        try:
+            for example in examples:
+                results.append(backward_pair(run, example, epoch, weight=weight))
+        except TrainingError as error:
+            failure = str(error)
+        except torch.cuda.OutOfMemoryError:  # its traceback holds the graph, so the rest happens below
+            out_of_memory = True
+        if not run.ranks.any_of(out_of_memory):
+            return results, failure
+        halve_micro_batch(run)
+
+
+def halve_micro_batch(run: TrainingRun) -> None:
+    """Go on with half as many time steps per pass, in every process.
+
+    Raises:
+        TrainingError: It was one.
+    """
+    size = run.scorer.micro_batch_size
+    stop_if_any(run, "out of memory with one time step per pass" if size == 1 else "", advice=memory.ADVICE)
+    run.scorer.micro_batch_size = size // 2
+    if run.ranks.device.type == "cuda":
+        torch.cuda.empty_cache()
+    _LOG.warning(
+        "Out of memory in step %d with %d time steps per pass; the step is taken again, with %d from now on",
+        run.step + 1, size, size // 2,
+    )  # fmt: skip
+
+
 def backward_pair(run: TrainingRun, example: Example, epoch: int, *, weight: float) -> ExampleResult:
     """Add ``weight`` times one example's gradient to the adapter's."""
     pair = run.pairs.get(example.pair_index)
@@ -155,6 +191,8 @@ def backward_pair(run: TrainingRun, example: Example, epoch: int, *, weight: flo
     chosen, rejected = example_steps(example, num_chosen, num_rejected, run.config.window_size)
     batch = run.preparer.batch(pair, epoch=epoch, chosen_steps=chosen, rejected_steps=rejected)
     check_tokens(batch, run.policy.config.real_vocab_size)
+    if run.config.reference_free:
+        return backward_example(run.scorer, batch, None, weight=weight)
     reference = reference_logps(run, example, pair, epoch, batch)
     parts = reference[chosen.start : chosen.stop], reference[num_chosen:][rejected.start : rejected.stop]
     return backward_example(run.scorer, batch, torch.cat(parts), weight=weight)

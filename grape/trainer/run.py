@@ -16,6 +16,7 @@ from grape.errors import DatasetError
 from grape.models import load_policy
 from grape.models.adapter import save_adapter
 from grape.models.folder import TRAINING_FILE
+from grape.models.recompute import recompute_blocks
 from grape.trainer.checkpoint import write_directory
 from grape.trainer.continuation import (
     Run,
@@ -29,6 +30,7 @@ from grape.trainer.continuation import (
 from grape.trainer.distributed import Ranks
 from grape.trainer.examples import PairBuffer, PairSource, TrainingPlan, make_plan, survey_pairs
 from grape.trainer.gradient import StepScorer
+from grape.trainer.memory import MemoryPlan, cap_memory, loading, settle_memory
 from grape.trainer.metrics import MetricsLogger
 from grape.trainer.prepare import PairPreparer
 from grape.trainer.reference import ReferenceCache
@@ -46,6 +48,8 @@ class TrainingRun(Run):
     preparer: PairPreparer
     scorer: StepScorer
     reference: ReferenceCache
+    memory: MemoryPlan | None
+    """``None`` where memory decided nothing."""
 
     @property
     def num_steps(self) -> int:
@@ -81,17 +85,23 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
             f"{config.chosen_traj_dir} and {config.rejected_traj_dir} hold no pairs; nothing to train on"
         )
     survey = survey_pairs(pairs)
-    policy = load_policy(
-        config.vla_path,
-        device=str(ranks.device),
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-    )
+    cap_memory(config, ranks.device)
+    with loading(config.vla_path, ranks.device):
+        policy = load_policy(
+            config.vla_path,
+            device=str(ranks.device),
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+        )
     policy.use_prompt_style(config.prompt_style)
     base_hash = policy.checkpoint_hash
     torch.manual_seed(config.seed)  # the adapter's first values: the same in every process
     policy.with_adapter(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, "gaussian")
     parameters = {name: value for name, value in policy.model.named_parameters() if value.requires_grad}
+    state = read_state(config, checkpoints)
+    config, memory = settle_memory(config, policy, ranks, survey, state)
+    if config.gradient_checkpointing == "on":
+        recompute_blocks(policy.network, replay_dropout=config.lora_dropout > 0)
     run = TrainingRun(
         config=config,
         ranks=ranks,
@@ -106,8 +116,10 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         parameters=parameters,
         optimizer=make_optimizer(config, parameters, ranks.device),
         checkpoints=checkpoints,
+        memory=memory,
     )
-    resume(run)
+    if state is not None:
+        resume(run, state)
     return run
 
 
@@ -136,6 +148,8 @@ def save(run: TrainingRun) -> None:
         "base_hash": run.base_hash,
         "data_digest": run.data_digest,
         "settings": run_defining_settings(run.config),
+        "micro_batch_size": run.scorer.micro_batch_size,  # below that of the settings where memory has run out
+        "gradient_checkpointing": run.config.gradient_checkpointing,
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if run.ranks.device.type == "cuda" else None,
     }
@@ -163,19 +177,17 @@ def describe(run: TrainingRun) -> dict[str, Any]:
         "num_processes": run.ranks.world_size,
         "device": str(run.ranks.device),
         "dtype": str(run.policy.dtype),
+        "memory_plan": None if run.memory is None else run.memory.to_json(),
     }
     return describe_run(run, details)
 
 
-def resume(run: TrainingRun) -> None:
-    """Take up the last good checkpoint of the run folder, where that is asked for and there is one.
+def resume(run: TrainingRun, state: dict[str, Any]) -> None:
+    """Take up a checkpoint of the run folder.
 
     Raises:
         ConfigError: It belongs to a run with other settings or data.
     """
-    state = read_state(run)
-    if state is None:
-        return
     stored_digest = state.get("data_digest", run.data_digest)  # the first checkpoints did not store it
     take_up(
         run,
@@ -184,6 +196,7 @@ def resume(run: TrainingRun) -> None:
         identity=_identity(run.base_hash, run.data_digest, run.plan.num_pairs, run.plan.examples_per_step),
         stored_identity=_identity(state["base_hash"], stored_digest, state["num_pairs"], state["examples_per_step"]),
     )
+    run.scorer.micro_batch_size = state.get("micro_batch_size", run.scorer.micro_batch_size)  # the first did not say
     torch.set_rng_state(state["torch_rng"])
     if run.ranks.device.type == "cuda" and state["cuda_rng"] is not None:
         torch.cuda.set_rng_state(state["cuda_rng"])

@@ -100,7 +100,7 @@ def resume(run: SFTRun) -> None:
     Raises:
         ConfigError: It belongs to a run with other settings or data.
     """
-    state = read_state(run)
+    state = read_state(run.config, run.checkpoints)
     if state is not None:
         take_up(run, state, state["weights"], identity=_identity(run), stored_identity=state["identity"])
 

@@ -69,6 +69,8 @@ def test_the_seed_decides_the_weights() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'nano'"):
         new_policy("nanno")
+    with pytest.raises(ConfigError, match="write it with grape init-checkpoint"):
+        new_policy("openvla-7b")
     with pytest.raises(ConfigError, match="Did you mean 'image_size'"):
         new_policy("nano", image_sise=56)
     assert "nano" in PRESETS

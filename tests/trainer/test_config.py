@@ -49,6 +49,9 @@ def flags(**changes: object) -> list[str]:
     return [word for name, value in (PUBLISHED_FLAGS | changes).items() for word in (f"--{name}", str(value))]
 
 
+REFERENCE_FREE = {"reference_free": True, "length_normalised": True}
+
+
 def published() -> TrainConfig:
     return parse_config(TrainConfig, "train", flags())
 
@@ -99,7 +102,21 @@ def test_every_field_is_documented() -> None:
         ({"batch_size": 0}, "batch_size=0: want at least 1"),
         ({"max_steps": 0}, "max_steps=0: want at least 1, or None"),
         ({"dtype": "float16"}, "dtype='float16': want auto, float32 or bfloat16"),
-        ({"objective": "windows"}, "objective='windows': want trajectory or window"),
+        ({"objective": "windows"}, "objective='windows': want trajectory, window or step"),
+        ({"loss": "dpo"}, "loss='dpo': want sigmoid, ipo, hinge or robust"),
+        ({"loss": "robust"}, "loss='robust' with label_smoothing=0.0: rDPO corrects for a known rate"),
+        (
+            {"loss": "ipo", "label_smoothing": 0.1},
+            "loss='ipo' with label_smoothing=0.1: this loss has no smoothed form",
+        ),
+        ({"loss": "hinge", "label_smoothing": 0.1}, "this loss has no smoothed form; take --loss sigmoid"),
+        (REFERENCE_FREE | {"loss": "ipo"}, "loss='ipo' with reference_free=True: 1 / (2 beta) is how far"),
+        ({"reference_free": True}, "reference_free=True with length_normalised=False: without a reference the longer"),
+        ({"reference_free": True, "objective": "window"}, "add --length_normalised True"),
+        ({"simpo_gamma": 0.5}, "simpo_gamma=0.5 with reference_free=False: the target margin is SimPO's"),
+        (REFERENCE_FREE | {"simpo_gamma": 0.5, "loss": "hinge"}, "the hinge has its margin already"),
+        (REFERENCE_FREE | {"simpo_gamma": float("nan")}, "simpo_gamma=nan: want 0 or more"),
+        ({"length_normalised": True, "objective": "step"}, "a single step has no length"),
         ({"beta": 0.0}, "beta=0.0: want more than 0"),
         ({"beta": float("nan")}, "beta=nan"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
@@ -121,6 +138,23 @@ def test_every_field_is_documented() -> None:
 def test_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_train_config(dataclasses.replace(published(), **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "robust", "label_smoothing": 0.1},
+        {"loss": "ipo", "length_normalised": True},
+        {"loss": "hinge", "objective": "window"},
+        {"objective": "step", "label_smoothing": 0.1, "sft_weight": 1.0},
+        {"objective": "step", "reference_free": True, "simpo_gamma": 0.5},
+        REFERENCE_FREE | {"simpo_gamma": 0.5, "loss": "robust", "label_smoothing": 0.1},
+        REFERENCE_FREE | {"loss": "hinge"},
+    ],
+    ids=str,
+)
+def test_losses_that_make_sense_are_let_through(changes: dict[str, Any]) -> None:
+    check_train_config(dataclasses.replace(published(), **changes))
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, SFTConfig])

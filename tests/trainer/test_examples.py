@@ -71,6 +71,8 @@ def test_windows_by_hand() -> None:
     assert example_steps(Example(0, 2), 10, 12, 8) == (range(2, 10), range(2, 10))
     assert example_steps(Example(0, 0), 5, 100, 8) == (range(0, 5), range(0, 8))
     assert example_steps(Example(0), 5, 100, 8) == (range(5), range(100))
+    assert example_steps(Example(0, aligned=True), 5, 100, 8) == (range(5), range(5))
+    assert example_steps(Example(0, aligned=True), 9, 3, 8) == (range(3), range(3))
 
 
 def test_window_examples_are_all_windows_of_all_pairs(checkpoint: Path, tmp_path: Path) -> None:
@@ -81,6 +83,14 @@ def test_window_examples_are_all_windows_of_all_pairs(checkpoint: Path, tmp_path
     assert (made.examples_per_epoch, made.examples_per_step, made.num_steps) == (6, 6, 1)
     [(_, examples)] = made.steps(0)
     assert set(examples) == {Example(0, 0), Example(0, 1), Example(0, 2), Example(1, 0), Example(2, 0), Example(2, 1)}
+
+
+def test_step_examples_are_the_pairs_without_what_only_one_side_has(checkpoint: Path, tmp_path: Path) -> None:
+    pairs = tiny.make_pairs([(3, 4), (5, 2), (2, 2)], first_action_id=0)
+    config = tiny.tiny_config(checkpoint, tmp_path, objective="step", shuffle_buffer_size=1)
+    made = make_plan(config, survey_pairs(pairs), num_processes=1)
+    examples = [example for _, [example] in made.steps(0)]
+    assert examples == [Example(index, aligned=True) for index in range(3)]
 
 
 def test_the_survey_notices_every_change_of_the_pairs() -> None:

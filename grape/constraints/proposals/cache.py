@@ -23,7 +23,7 @@ from grape.constraints.answers import ANSWER_SCHEMA
 from grape.constraints.proposals.client import ModelSettings
 from grape.constraints.proposals.completion import Completion
 from grape.errors import ProposalError
-from grape.files import write_bytes_atomic
+from grape.files import write_json
 
 FORMAT_VERSION = 1
 
@@ -89,7 +89,7 @@ class AnswerCache:
             "answer": answer,
             "answer_sha256": _digest(answer),
         }
-        write_bytes_atomic(path, (json.dumps(entry, indent=1) + "\n").encode())
+        write_json(path, entry)
         return StoredAnswer(completion=completion, time=time, path=path)
 
 

@@ -88,9 +88,12 @@ BROKEN = {
 def test_a_broken_body_is_asked_again(shell: Shell, server: ChatServer, reply: Reply) -> None:
     server.play(reply, GOOD)
     assert shell.run("--max_retries", "1")[0] == 0 and len(server.requests) == 2
+    before = {path.name: path.stat().st_mtime_ns for path in shell.out.parent.glob(f"{shell.out.stem}*")}
     server.play(reply)
     code, _, complaint = shell.run("--max_retries", "0", "--refresh", "--overwrite")
     assert code == 1 and "Traceback" not in complaint and len(server.requests) == 1
+    after = {path.name: path.stat().st_mtime_ns for path in shell.out.parent.glob(f"{shell.out.stem}*")}
+    assert after == before and len(before) == 4  # constraints, picture, prompt and origin of the answer before
 
 
 def test_what_breaks_before_and_in_the_body_is_counted_together(shell: Shell, server: ChatServer) -> None:
