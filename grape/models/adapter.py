@@ -30,6 +30,8 @@ def add_adapter(
     """Wrap the network in a ``PeftModel`` with a fresh, trainable adapter. See ``OpenVLAPolicy.with_adapter``."""
     import peft
 
+    from grape.models.lora import use_light_lora
+
     if isinstance(policy.model, peft.PeftModel):
         raise ConfigError("the policy already has an adapter; merge it first (OpenVLAPolicy.merge_adapter)")
     if lora_rank < 1:
@@ -42,6 +44,7 @@ def add_adapter(
         init_lora_weights=init,  # type: ignore[arg-type]
         base_model_name_or_path=policy.name,
     )
+    use_light_lora(config)
     return peft.get_peft_model(policy.network, config)  # type: ignore[arg-type]
 
 
@@ -78,6 +81,8 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path) -> nn.Module:
     import peft
     from safetensors import SafetensorError, safe_open
 
+    from grape.models.lora import use_light_lora
+
     weights = directory / ADAPTER_WEIGHTS
     for path in (directory / ADAPTER_CONFIG, weights):
         if not path.is_file():
@@ -87,7 +92,9 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path) -> nn.Module:
             stored = set(file.keys())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on missing tensors: an error below
-            model = peft.PeftModel.from_pretrained(policy.network, directory)  # type: ignore[arg-type]
+            config = peft.PeftConfig.from_pretrained(directory)  # type: ignore[arg-type]
+            use_light_lora(config)
+            model = peft.PeftModel.from_pretrained(policy.network, directory, config=config)  # type: ignore[arg-type]
     except SafetensorError as error:
         raise CheckpointError(f"{weights} cannot be read (truncated?): {error}") from error
     except (RuntimeError, ValueError, json.JSONDecodeError) as error:

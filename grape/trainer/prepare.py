@@ -6,7 +6,6 @@ Axis legend: N time steps of an example, the chosen ones first; H height, W widt
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from grape.errors import ConfigError, DatasetError, PairingError
 from grape.models import prepare_image
 from grape.models.statistics import resolve_unnorm_key
 from grape.trainer.augment import OPENVLA_AUGMENTATIONS, augment_image, augmentation_generator
+from grape.trainer.reference import Fingerprint
 from grape.trajectory import ACTION_DIM
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class PairPreparer:
             label=f"pair {pair.pair_id}, epoch {epoch}{window}",
         )
 
-    def fingerprint(self, pair: PreferencePair, *, epoch: int) -> str:
-        """Digest of everything that a step's log-probability under the reference depends on."""
+    def fingerprint(self, pair: PreferencePair, *, epoch: int) -> Fingerprint:
+        """Everything that a step's log-probability under the reference depends on."""
         config = self._config
         settings: dict[str, Any] = {
             "checkpoint": self._base_hash,
@@ -102,14 +102,15 @@ class PairPreparer:
         }
         settings |= {name: value for name, value in inputs_of(config).items() if value != INPUTS_BEFORE[name]}
         if config.image_aug:
-            settings["augmentation"] = [str(OPENVLA_AUGMENTATIONS), config.seed, pair.pair_id, epoch]
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+            settings |= {"augmentation": str(OPENVLA_AUGMENTATIONS), "augmentation_seed": config.seed}
+            settings |= {"pair_id": pair.pair_id, "epoch": epoch}
+        digest = hashlib.blake2b(digest_size=16)
         for episode in (pair.chosen, pair.rejected):
             digest.update(f"{len(episode)} {episode.instruction}".encode())
             digest.update(np.ascontiguousarray(self._tokens(episode), dtype=np.int64).tobytes())
             for encoded in episode.encoded_images:
                 digest.update(encoded)
-        return digest.hexdigest()
+        return Fingerprint.of(digest.hexdigest(), settings)
 
     def _images(self, pair_id: str, side: str, episode: EpisodeData, steps: range, epoch: int) -> np.ndarray:
         images = episode.decode_images(steps)

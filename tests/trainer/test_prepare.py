@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import tensorflow_datasets as tfds
 import torch
 
 from grape.errors import CheckpointError, ConfigError, DatasetError, PairingError
-from grape.models import OpenVLAPolicy, load_policy, prepare_image
+from grape.models import OpenVLAPolicy, load_policy, prepare_image, save_policy
 from grape.rlds import PairDataset, PreferencePair
 from grape.trainer.loop import train
 from grape.trainer.metrics import read_metrics
 from grape.trainer.prepare import PairPreparer, StepBatch, check_tokens
-from grape.trainer.reference import ReferenceCache
+from grape.trainer.reference import Fingerprint, ReferenceCache
 from grape.trajectory import encode_png
 from tests.trainer import tiny
 
@@ -162,7 +163,7 @@ def test_fingerprint_covers_type_device_and_release_of_torch(
 ) -> None:
     pair, config = one_pair(first_action_id), tiny.tiny_config(checkpoint, tmp_path)
 
-    def fingerprint(policy: OpenVLAPolicy) -> str:
+    def fingerprint(policy: OpenVLAPolicy) -> Fingerprint:
         return PairPreparer(policy, config, base_hash="a").fingerprint(pair, epoch=0)
 
     policy = load_policy(checkpoint, device="cpu")
@@ -195,26 +196,72 @@ def test_fingerprint_covers_weights_data_seed_and_epoch(
     assert len(set(prints)) == len(prints)
 
 
+def fingerprint_of(data: str, **settings: Any) -> Fingerprint:
+    return Fingerprint.of(data, {"dtype": "torch.float32", "center_crop": False} | settings)
+
+
 def test_reference_survives_on_the_disk_and_damage_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    values = torch.tensor([-1.5, -2.25])
-    ReferenceCache(tmp_path).store(0, 0, "ab12", values)
+    values, stored = torch.tensor([-1.5, -2.25]), fingerprint_of("ab12")
+    ReferenceCache(tmp_path).store(0, 0, stored, values)
     cache = ReferenceCache(tmp_path)
-    assert cache.recall(0, 0) is None and cache.load(0, 0, "cd34", num_steps=2) is None
-    loaded = cache.load(0, 0, "ab12", num_steps=2)
+    assert cache.recall(0, 0) is None and cache.load(0, 0, fingerprint_of("cd34"), num_steps=2) is None
+    loaded = cache.load(0, 0, stored, num_steps=2)
     assert loaded is not None and torch.equal(loaded, values) and cache.recall(0, 0) is loaded
+    assert caplog.text == "", "another pair is no other setting"
     [path] = tmp_path.rglob("*.npz")
     path.write_bytes(path.read_bytes()[:-40])
-    assert ReferenceCache(tmp_path).load(0, 0, "ab12", num_steps=2) is None
+    assert ReferenceCache(tmp_path).load(0, 0, stored, num_steps=2) is None
     assert "is damaged" in caplog.text
+
+
+def test_other_settings_are_named_once_and_the_nearest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = torch.tensor([-1.5])
+    for pair in ("ab1", "ab2"):
+        ReferenceCache(tmp_path).store(0, 0, fingerprint_of(pair, dtype="torch.bfloat16", center_crop=True), values)
+        ReferenceCache(tmp_path).store(0, 0, fingerprint_of(pair, dtype="torch.bfloat16"), values)
+    cache = ReferenceCache(tmp_path)
+    assert [cache.load(0, 0, fingerprint_of(pair), num_steps=1) for pair in ("ab1", "ab2")] == [None, None]
+    [record] = caplog.records
+    assert "have other settings (dtype: torch.bfloat16 then, torch.float32 now) and" in record.getMessage()
+    caplog.clear()
+    ReferenceCache(tmp_path).load(0, 0, fingerprint_of("ab1", dtype="torch.bfloat16", epoch=3), num_steps=1)
+    assert caplog.records == [], "the next epoch of augmented pictures is no other setting"
 
 
 def test_the_reference_of_one_epoch_is_in_memory_at_a_time(tmp_path: Path) -> None:
     cache = ReferenceCache(tmp_path)
     for pair_index, epoch in ((0, 0), (1, 0), (0, 1)):  # pictures that change with the epoch have other fingerprints
-        cache.store(pair_index, epoch, f"ab{pair_index}{epoch}", torch.tensor([float(10 * pair_index + epoch)]))
+        value = torch.tensor([float(10 * pair_index + epoch)])
+        cache.store(pair_index, epoch, fingerprint_of(f"ab{pair_index}{epoch}"), value)
     assert cache.recall(0, 1) == 1 and cache.recall(0, 0) is None and cache.recall(1, 0) is None
     assert cache.recall(1, 1) is None  # never an earlier epoch's
-    assert cache.load(1, 0, "ab10", num_steps=1) == 10
+    assert cache.load(1, 0, fingerprint_of("ab10"), num_steps=1) == 10
+
+
+def test_changed_settings_are_said_and_computed_again(
+    checkpoint: Path, first_action_id: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = tiny.make_pairs([(3, 4), (4, 3)], first_action_id)
+    config = tiny.tiny_config(checkpoint, tmp_path)
+    train(config, pairs)
+    other = load_policy(checkpoint, device="cpu")
+    with torch.no_grad():
+        other.network.projector.fc3.bias.add_(1)
+    save_policy(other, tmp_path / "other")
+    changes = {
+        "dtype: torch.float32 then, torch.bfloat16 now": {"dtype": "bfloat16"},
+        "center_crop: False then, True now": {"center_crop": True},
+        "checkpoint: [0-9a-f]{24} then, [0-9a-f]{24} now": {"vla_path": str(tmp_path / "other")},
+    }
+    caplog.set_level("INFO", logger="grape")
+    for message, change in changes.items():
+        for run_name, wanted in ((f"{message[:5]} new", "0 pairs from cache, 2 computed"), ("again", "2 pairs from")):
+            caplog.clear()
+            train(dataclasses.replace(config, run_name=f"{message[:5]} {run_name}", **change), pairs)
+            assert f"Reference: {wanted}" in caplog.text
+            said = [one.getMessage() for one in caplog.records if "have other settings" in one.getMessage()]
+            assert len(said) == (run_name != "again")
+            assert not said or re.search(rf"\({message}\)", said[0])
 
 
 def test_runs_share_the_reference(checkpoint: Path, first_action_id: int, tmp_path: Path) -> None:
