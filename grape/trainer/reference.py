@@ -112,7 +112,7 @@ class ReferenceCache:
         """Once per run: the same pair is here, under other settings."""
         if self._said_other:
             return
-        found = []
+        found: list[list[str]] = []
         for path in sorted(self._path(fingerprint).parent.glob(f"{fingerprint.data}-*.npz")):
             try:
                 found.append(fingerprint.differences(str(_read(path, "settings"))))

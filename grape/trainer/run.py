@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from grape.trainer.examples import PairBuffer, PairSource, TrainingPlan, make_pl
 from grape.trainer.gradient import StepScorer
 from grape.trainer.memory import MemoryPlan, cap_memory, loading, settle_memory
 from grape.trainer.metrics import MetricsLogger
+from grape.trainer.prefetch import ExamplesAhead
 from grape.trainer.prepare import PairPreparer
 from grape.trainer.reference import ReferenceCache
 
@@ -50,6 +51,8 @@ class TrainingRun(Run):
     reference: ReferenceCache
     memory: MemoryPlan | None
     """``None`` where memory decided nothing."""
+    ahead: ExamplesAhead = field(init=False)
+    """Prepares the next example; there while steps are taken."""
 
     @property
     def num_steps(self) -> int:
@@ -92,6 +95,7 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
             device=str(ranks.device),
             dtype=config.dtype,
             attn_implementation=config.attn_implementation,
+            quantize=config.use_quantization,
         )
     policy.use_prompt_style(config.prompt_style)
     base_hash = policy.checkpoint_hash
@@ -177,6 +181,7 @@ def describe(run: TrainingRun) -> dict[str, Any]:
         "num_processes": run.ranks.world_size,
         "device": str(run.ranks.device),
         "dtype": str(run.policy.dtype),
+        "quantization": run.policy.quantization,
         "memory_plan": None if run.memory is None else run.memory.to_json(),
     }
     return describe_run(run, details)
