@@ -166,7 +166,6 @@ CHECKED_ALONE = {
     "evaluate.EvaluateConfig.load_in_8bit",
     "evaluate.EvaluateConfig.num_steps_wait",
     "train.TrainConfig.use_lora",
-    "train.TrainConfig.use_quantization",
 }
 """A permission, and published settings of which one value is accepted: nothing but their config's check reads them."""
 

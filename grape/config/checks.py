@@ -26,7 +26,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "0 or more, and finite",
         lambda value: 0 <= value < math.inf,
-        ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "simpo_gamma", "num_loader_processes", "seed"),
+        ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "simpo_gamma", "num_loader_processes", "seed")
+        + ("feature_cache_gb",),
     ),
     (
         "more than 0, and finite",
@@ -41,6 +42,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 _FREE_ON_RESUME = {"run_root_dir", "adapter_tmp_dir", "run_name", "resume", "save_steps", "keep_checkpoints", "device"}
 _FREE_ON_RESUME |= {"wandb_project", "wandb_entity", "tensorboard", "reference_cache_dir", "num_loader_processes"}
 _FREE_ON_RESUME |= {"max_memory_gb", "gradient_checkpointing"}  # micro-batches keep the size of the run's start
+_FREE_ON_RESUME |= {"feature_cache_gb", "prefetch"}  # equal bits with and without
 _FREE_ON_RESUME |= {"val_steps", "val_frames", "save_merged", "save_dtype", "shard_base", "rank_timeout_s"}
 # Folders may move, their contents are compared; so is the product of these two with the processes.
 _FREE_ON_RESUME |= {"vla_path", "data_root_dir", "chosen_traj_dir", "rejected_traj_dir"}

@@ -61,7 +61,8 @@ class TrainConfig:
     lora_dropout: float = 0.0
     """Dropout probability before each adapter; masks are the same in every pass over a step. The release's value."""
     use_quantization: bool = False
-    """4-bit base weights. True is refused in this version."""
+    """Hold the language model's linear layers in 4 bits (QLoRA, arXiv 2305.14314; NF4, constants quantised again), with
+    bitsandbytes. The reference is the quantised base, too. Merge the adapter into the checkpoint as it is."""
     wandb_project: str | None = None
     """W&B project; without one W&B is off. Offline where the machine has no account, never needed to train."""
     wandb_entity: str | None = None
@@ -135,6 +136,11 @@ class TrainConfig:
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Keep a block's input alone and run the block again for its gradient: less memory, one more forward pass.
     ``auto``: only where 4 time steps per pass do not fit otherwise."""
+    feature_cache_gb: float = 4.0
+    """Host memory for what the frozen towers and the projector make of pictures, in 1e9 bytes, with ``--lora_targets
+    llm``: 2.1 MB a picture for a 7 B model. It pays across epochs where all pairs fit. 0: only the pair in hand."""
+    prefetch: bool = True
+    """Decode, augment and crop the next example's pictures in a thread while the current one trains."""
     reference_cache_dir: Path | None = None
     """Where the reference's log-probabilities are kept; ``None``: ``<run_root_dir>/reference_cache``."""
     device: str = "auto"
@@ -178,10 +184,10 @@ def check_train_config(config: TrainConfig) -> None:
             "use_lora=False: TPO compares the policy with its frozen reference, which here is the same model with the "
             "adapter off; for training of all weights use `grape sft --use_lora False`"
         )
-    if config.use_quantization:
+    if config.use_quantization and config.shard_base:
         raise ConfigError(
-            "use_quantization=True: a 4-bit base is not implemented in this version; device memory does not grow with "
-            "the trajectory here, so lower --micro_batch_size instead"
+            "use_quantization=True with shard_base=True: packed 4-bit weights are not spread over processes here; a "
+            "4-bit base of 7 B takes about 5.5 GB, so leave --shard_base out"
         )
     check_values(config)
     check_loss(config)

@@ -16,6 +16,7 @@ from grape.config.inputs import CROP_KEY
 from grape.errors import CheckpointError, ConfigError
 from grape.models.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_FILE, read_json
 from grape.models.openvla import is_unused, lora_target_pattern
+from grape.models.quantization import refuse_quantized, silence_bitsandbytes
 
 if TYPE_CHECKING:
     from grape.models.policy import OpenVLAPolicy
@@ -32,6 +33,7 @@ def add_adapter(
 
     from grape.models.lora import use_light_lora
 
+    silence_bitsandbytes()  # peft imports it wherever it is installed
     if isinstance(policy.model, peft.PeftModel):
         raise ConfigError("the policy already has an adapter; merge it first (OpenVLAPolicy.merge_adapter)")
     if lora_rank < 1:
@@ -83,6 +85,7 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path) -> nn.Module:
 
     from grape.models.lora import use_light_lora
 
+    silence_bitsandbytes()
     weights = directory / ADAPTER_WEIGHTS
     for path in (directory / ADAPTER_CONFIG, weights):
         if not path.is_file():
@@ -117,11 +120,17 @@ def save_adapter(policy: OpenVLAPolicy, directory: Path) -> None:
 
 
 def merge(policy: OpenVLAPolicy) -> None:
-    """Fold the adapter into the base weights, in place."""
+    """Fold the adapter into the base weights, in place.
+
+    Raises:
+        ConfigError: There is no adapter, or the base is quantised.
+        CheckpointError: The adapter holds a value that is not finite.
+    """
     import peft
 
     if not isinstance(policy.model, peft.PeftModel):
         raise ConfigError("there is no adapter to merge")
+    refuse_quantized(policy.network)
     try:
         policy.model = policy.model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # peft found NaN

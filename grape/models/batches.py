@@ -1,6 +1,6 @@
 """What goes into and what comes out of a policy.
 
-Axis legend: B batch, L text tokens, H height, W width.
+Axis legend: B batch, L text tokens, N patch tokens, D width, H height, W width.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ class ActionBatch:
 class ForwardInputs:
     """Padded inputs of one forward pass, on the policy's device."""
 
-    pixel_values: Float[Tensor, "B 6 H W"]
+    pixel_values: Float[Tensor, "B 6 H W"] | None
+    """``None`` where ``image_features`` takes their place."""
     input_ids: Int[Tensor, "B L"]
     """Prompt, action prefix and (when scoring) action tokens; padded on the right."""
     num_prompt_ids: Int[Tensor, " B"]
     """Tokens before the first action token."""
+    image_features: Float[Tensor, "B N D"] | None = None
+    """What towers and projector made of the pictures."""

@@ -26,6 +26,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from grape.errors import CheckpointError, ConfigError, MissingDependencyError, did_you_mean
 from grape.files import replace_folder
 from grape.models import adapter as adapters
+from grape.models import quantization
 from grape.models.architecture import read_architecture
 from grape.models.folder import (
     CONFIG_FILE,
@@ -58,6 +59,7 @@ def load_policy(
     dtype: str = "auto",
     attn_implementation: str = "sdpa",
     stay_on_host: bool = False,
+    quantize: bool = False,
 ) -> OpenVLAPolicy:
     """Load a checkpoint of any size.
 
@@ -71,6 +73,7 @@ def load_policy(
         attn_implementation: ``"sdpa"``, ``"eager"``, or ``"flash_attention_2"`` where flash-attn is installed.
         stay_on_host: Leave the weights in the host's memory, in the type that ``device`` asks for; the caller moves
             them.
+        quantize: Keep the language model's linear layers in 4 bits (``grape.models.quantization``).
 
     Raises:
         CheckpointError: The folder is missing, damaged or no OpenVLA.
@@ -84,6 +87,8 @@ def load_policy(
     source_config = read_json(directory / CONFIG_FILE)
     config = read_architecture(source_config, read_shapes(shards))
     network = build_on_meta(config, attn_implementation)
+    if quantize:
+        quantization.replace_layers(network, torch_dtype)
     load_weights(network, shards, torch.device("cpu") if stay_on_host else torch_device, torch_dtype)
     prompts = load_prompt_encoder(
         directory, prefix_id=source_config.get(PREFIX_KEY), pad_id=int(source_config.get("pad_token_id", 32000))
@@ -100,6 +105,7 @@ def load_policy(
         name=str(path_or_hub_id),
         content_hash=functools.partial(_hash_of_files, shards, None),
     )
+    policy.quantization = quantization.SCHEME if quantize else None
     if adapter is not None:
         adapter_directory = resolve_folder(adapter)
         adapters.take_over_training_record(policy, adapter_directory)
@@ -129,10 +135,11 @@ def save_policy(
 
     Raises:
         CheckpointError: The folder exists, or cannot be written (full disk); nothing is left behind.
-        ConfigError: The policy carries an adapter.
+        ConfigError: The policy carries an adapter, or is quantised.
     """
     if policy.model is not policy.network:
         raise ConfigError("the policy carries an adapter; call merge_adapter first, or save the adapter alone")
+    quantization.refuse_quantized(policy.network)
     with folder_in_making(Path(directory), overwrite=overwrite) as folder:
         state = policy.network.state_dict()
         if dtype is not None:
@@ -257,7 +264,12 @@ def load_weights(network: OpenVLA, shards: list[Path], device: torch.device, dty
             f"the weights in {shards[0].parent} do not fit config.json: {len(missing)} missing, {len(extra)} unknown, "
             f"{len(wrong)} of another shape; first: {first}{detail}"
         )
-    state = {name: tensor.to(device, dtype) for name, tensor in read_tensors(shards) if name in wanted}
+    packed, state = quantization.replaced_layers(network), {}
+    for name, tensor in read_tensors(shards):
+        if name in packed:  # one by one, so that the device never holds the whole in its stored type
+            quantization.pack(packed[name], tensor if dtype is None else tensor.to(dtype), device)
+        elif name in wanted:
+            state[name] = tensor.to(device, dtype)
     _assign(network, state)
     llama = network.language_model.model
     llama.rotary_emb = LlamaRotaryEmbedding(config=network.language_model.config).to(device)
@@ -265,7 +277,7 @@ def load_weights(network: OpenVLA, shards: list[Path], device: torch.device, dty
 
 def _assign(network: nn.Module, state: dict[str, Tensor]) -> None:
     requires_grad = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict(state, assign=True, strict=False)  # names were compared; packed weights are in place
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(requires_grad[name])
 

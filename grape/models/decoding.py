@@ -112,6 +112,7 @@ def prefill(
     last = []
     for first in range(0, len(lengths), num_rows):
         rows = slice(first, first + num_rows)
+        assert inputs.pixel_values is not None, "acting starts from pictures"
         embeddings = network.embed(inputs.pixel_values[rows], inputs.input_ids[rows])
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         mask = causal_mask(embeddings) if network.language_model.config._attn_implementation == "eager" else None

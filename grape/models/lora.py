@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from grape.errors import ConfigError
+from grape.models.quantization import is_quantized
 
 
 def use_light_lora(config: PeftConfig) -> None:
@@ -42,7 +42,8 @@ class LightLoraLinear(PeftLinear):
         rows = x.reshape(-1, x.shape[-1])
         result = self.base_layer(rows)
         for name in names:
-            down, up = (part[name].weight.to(result.dtype) for part in (self.lora_A, self.lora_B))
+            down: Tensor = self.lora_A[name].weight.to(result.dtype)  # type: ignore[assignment, operator]
+            up: Tensor = self.lora_B[name].weight.to(result.dtype)  # type: ignore[assignment, operator]
             inner = F.linear(self.lora_dropout[name](rows).to(result.dtype), down)  # (M, R)
             result = self._add(result, inner, up, self.scaling[name])
         return result.unflatten(0, x.shape[:-1])
@@ -51,20 +52,3 @@ class LightLoraLinear(PeftLinear):
         if is_quantized(self.get_base_layer()):  # its output comes from a function of its own, which forbids it
             return torch.addmm(result, inner, up.t(), alpha=scale)
         return result.addmm_(inner, up.t(), alpha=scale)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """As peft's.
-
-        Raises:
-            ConfigError: The base is quantised: what it was trained on are rounded weights, never to be written back.
-        """
-        if is_quantized(self.get_base_layer()):
-            raise ConfigError(
-                "the base is quantised; load the checkpoint without quantisation and merge there, as `grape merge` does"
-            )
-        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
-
-
-def is_quantized(layer: nn.Module) -> bool:
-    """Whether a layer's weights are packed numbers, not floats."""
-    return not layer.weight.dtype.is_floating_point  # type: ignore[union-attr]

@@ -85,23 +85,35 @@ class OpenVLA(nn.Module):
             if is_unused(name, config):
                 parameter.requires_grad_(False)
 
-    def embed(self, pixel_values: Float[Tensor, "B 6 H W"], input_ids: Int[Tensor, "B L"]) -> Float[Tensor, "B S D"]:
-        """Build the multimodal sequence."""
-        patches = self.projector(self.vision_backbone(pixel_values))
+    def encode_images(self, pixel_values: Float[Tensor, "B 6 H W"]) -> Float[Tensor, "B N D"]:
+        """What the language model sees of the pictures: towers, then projector."""
+        return self.projector(self.vision_backbone(pixel_values))
+
+    def embed(
+        self,
+        pixel_values: Float[Tensor, "B 6 H W"] | None,
+        input_ids: Int[Tensor, "B L"],
+        image_features: Float[Tensor, "B N D"] | None = None,
+    ) -> Float[Tensor, "B S D"]:
+        """Build the multimodal sequence, from pixels or from what ``encode_images`` made of them."""
+        if image_features is None:
+            assert pixel_values is not None, "either pixels or features"
+            image_features = self.encode_images(pixel_values)
         words = self.language_model.model.embed_tokens(input_ids)
-        return torch.cat([words[:, :1], patches, words[:, 1:]], dim=1)
+        return torch.cat([words[:, :1], image_features, words[:, 1:]], dim=1)
 
     def forward(
         self,
-        pixel_values: Float[Tensor, "B 6 H W"],
+        pixel_values: Float[Tensor, "B 6 H W"] | None,
         input_ids: Int[Tensor, "B L"],
         logit_positions: Int[Tensor, "B P"],
+        image_features: Float[Tensor, "B N D"] | None = None,
     ) -> Float[Tensor, "B P V"]:
         """Logits of the tokens that follow the given text positions (all of them at least 1).
 
         Rows are padded on the right; attention is causal, so padding is never seen and needs no mask.
         """
-        embeddings = self.embed(pixel_values, input_ids)
+        embeddings = self.embed(pixel_values, input_ids, image_features)
         hidden = self.language_model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
         return self.language_model.lm_head(hidden[rows, logit_positions + self.openvla_config.num_patches])

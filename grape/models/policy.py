@@ -1,7 +1,8 @@
 """An OpenVLA that acts, scores actions and carries adapters.
 
-Axis legend: B batch, L text tokens, N patch tokens, A the 7 action tokens, P scored positions (A, or A + 1 with the
-end token), V vocabulary. Log-probabilities are in nats, over the full vocabulary at temperature 1, unless said.
+Axis legend: B batch, L text tokens, N patch tokens, D width, A the 7 action tokens, P scored positions (A, or A + 1
+with the end token), V vocabulary. Log-probabilities are in nats, over the full vocabulary at temperature 1, unless
+said.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class OpenVLAPolicy:
         norm_stats: Action statistics by dataset.
         name: Path or hub id it came from.
         assets: Small files of the source folder, written back by ``save_policy``.
+        quantization: How base weights are packed, ``None`` where they are not.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class OpenVLAPolicy:
         self.source_config = source_config
         self.assets = assets
         self.name = name
+        self.quantization: str | None = None
         self._network = network
         self._decoder = Decoder(network)
         self._fitting = FittingBatches()
@@ -128,6 +131,7 @@ class OpenVLAPolicy:
         tokens: np.ndarray | Tensor | None = None,
         *,
         center_crop: bool = False,
+        image_features: Float[Tensor, "B N D"] | None = None,
     ) -> ForwardInputs:
         """Build padded inputs; shared by acting, scoring and supervised training.
 
@@ -136,6 +140,7 @@ class OpenVLAPolicy:
             instructions: B instructions.
             tokens: (B, 7) action tokens to append, or ``None``.
             center_crop: Keep the central 90 % of each picture's area.
+            image_features: What ``image_features`` gave for these pictures, which are then not read.
         """
         check_rows(images, instructions, tokens)
         prompts = [self.prompts.action_prefix_ids(instruction) for instruction in instructions]
@@ -144,16 +149,26 @@ class OpenVLAPolicy:
         width = max(len(row) for row in rows)
         padded = [row + [self.prompts.pad_id] * (width - len(row)) for row in rows]
         return ForwardInputs(
-            pixel_values=self.image_transform(images, center_crop=center_crop, device=self.device).to(self.dtype),
+            pixel_values=None if image_features is not None else self._pixel_values(images, center_crop),
+            image_features=image_features,
             input_ids=torch.tensor(padded, device=self.device),
             num_prompt_ids=torch.tensor([len(prompt) for prompt in prompts], device=self.device),
         )
+
+    def _pixel_values(self, images: Sequence[np.ndarray], center_crop: bool) -> Float[Tensor, "B 6 H W"]:
+        return self.image_transform(images, center_crop=center_crop, device=self.device).to(self.dtype)
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[np.ndarray], *, center_crop: bool = False) -> Float[Tensor, "B N D"]:
+        """Towers and projector alone, for ``log_prob``; constant while nothing in them is trained."""
+        return self.network.encode_images(self._pixel_values(images, center_crop))
 
     def action_logits(self, inputs: ForwardInputs, *, include_end_token: bool = False) -> Float[Tensor, "B P V"]:
         """Logits of the 7 action tokens (and the end token) of inputs that were built with ``tokens``."""
         positions = torch.arange(ACTION_DIM + int(include_end_token), device=self.device)
         # The logits of the token at text position p come from position p - 1.
-        return self.model(inputs.pixel_values, inputs.input_ids, inputs.num_prompt_ids[:, None] - 1 + positions)
+        positions = inputs.num_prompt_ids[:, None] - 1 + positions
+        return self.model(inputs.pixel_values, inputs.input_ids, positions, inputs.image_features)
 
     def log_prob(
         self,
@@ -163,6 +178,7 @@ class OpenVLAPolicy:
         *,
         center_crop: bool = False,
         include_end_token: bool = False,
+        image_features: Float[Tensor, "B N D"] | None = None,
     ) -> Float[Tensor, "B P"]:
         """Log-probability of given action tokens; differentiable where gradients are on.
 
@@ -172,8 +188,11 @@ class OpenVLAPolicy:
             tokens: (B, 7) vocabulary ids.
             center_crop: As in ``act``.
             include_end_token: Append the log-probability of ``</s>`` as an 8th column, as GRAPE's release did.
+            image_features: As in ``forward_inputs``.
         """
-        inputs = self.forward_inputs(images, instructions, tokens, center_crop=center_crop)
+        inputs = self.forward_inputs(
+            images, instructions, tokens, center_crop=center_crop, image_features=image_features
+        )
         logits = self.action_logits(inputs, include_end_token=include_end_token)
         return sampling.token_log_prob(logits, self.target_tokens(tokens, include_end_token))
 

@@ -30,7 +30,7 @@ from grape.trainer.distributed import RANK_TIMEOUT_S, RankLostError, Ranks, lost
 from grape.trainer.metrics import MetricsLogger
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow", "tensorflow-datasets")
+_PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow", "tensorflow-datasets", "bitsandbytes")
 
 
 @dataclass(kw_only=True)

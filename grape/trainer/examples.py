@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -218,13 +219,15 @@ class PairBuffer:
         self._size = size
         self._start = -1
         self._pairs: list[PreferencePair] = []
+        self._lock = threading.Lock()  # the next example is prepared in a thread
 
     def get(self, index: int) -> PreferencePair:
         """The pair at a position of the data set; reads its buffer when it is not the one held."""
         start = index - index % self._size
-        if start != self._start:
-            stop = min(start + self._size, len(self._source))
-            self._pairs = []  # before the next buffer is read, so that two are never held at once
-            self._pairs = list(self._source.iterate(start, stop))
-            self._start = start
-        return self._pairs[index - start]
+        with self._lock:
+            if start != self._start:
+                stop = min(start + self._size, len(self._source))
+                self._pairs, self._start = [], -1  # first, so that two buffers are never held at once
+                self._pairs = list(self._source.iterate(start, stop))
+                self._start = start
+            return self._pairs[index - start]

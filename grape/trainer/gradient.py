@@ -22,6 +22,7 @@ from torch import Tensor
 
 from grape.errors import TrainingError
 from grape.losses import preference_loss, step_log_ratios, supervised_loss, trajectory_log_ratio
+from grape.trainer.features import GB, FeatureStore
 
 if TYPE_CHECKING:
     from grape.config.train import TrainConfig
@@ -104,7 +105,7 @@ def example_loss(
 class StepScorer:
     """Step log-probabilities of batches, one micro-batch of time steps at a time.
 
-    This is the one place where the trainer calls the policy; features of frozen towers would be cached here.
+    This is the one place where the trainer calls the policy.
     """
 
     def __init__(self, policy: OpenVLAPolicy, config: TrainConfig) -> None:
@@ -113,6 +114,9 @@ class StepScorer:
         self.micro_batch_size = config.micro_batch_size or CPU_MICRO_BATCH
         """Time steps per pass; halved where memory runs out."""
         policy.model.train(config.lora_dropout > 0)
+        # Frozen towers and projector make the same of a picture each time. A spread base has to run whole.
+        frozen = config.lora_targets == "llm" and not config.shard_base
+        self._features = FeatureStore(int(config.feature_cache_gb * GB)) if frozen else None
 
     def micro_batches(self, batch: StepBatch) -> list[slice]:
         """Rows of each micro-batch; the same in every pass, so that results are equal bit for bit."""
@@ -121,6 +125,7 @@ class StepScorer:
 
     def score(self, batch: StepBatch, rows: slice) -> Float[Tensor, " N"]:
         """log π of the given rows, differentiable where gradients are on; dropout masks depend on the rows alone."""
+        features = None if self._features is None else self._features.of(self.policy, batch, rows)
         with self._replayed_dropout(batch, rows):
             token_logps = self.policy.log_prob(
                 list(batch.images[rows]),
@@ -128,6 +133,7 @@ class StepScorer:
                 batch.tokens[rows],
                 center_crop=batch.center_crop,
                 include_end_token=self.config.include_end_token,
+                image_features=features,
             )
         return token_logps.sum(dim=-1)
 

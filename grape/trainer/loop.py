@@ -22,9 +22,10 @@ from grape.trainer import memory
 from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content, write_directory
 from grape.trainer.continuation import explain_lost_rank, stop_if_any
 from grape.trainer.distributed import Ranks, StopRequest, join_ranks, stop_on_interrupt
-from grape.trainer.examples import Example, PairSource, example_steps
+from grape.trainer.examples import Example, PairSource
 from grape.trainer.gradient import LOGGED, ExampleResult, backward_example
 from grape.trainer.kernels import training_attention
+from grape.trainer.prefetch import ExamplesAhead, cropped
 from grape.trainer.prepare import StepBatch, check_tokens
 from grape.trainer.run import (
     TrainingRun,
@@ -73,6 +74,7 @@ def train(config: TrainConfig, pairs: PairSource | None = None) -> Path:
         if logger is not None:
             stack.callback(logger.close)
         stack.enter_context(training_attention(ranks.device))
+        run.ahead = stack.enter_context(ExamplesAhead(run))
         train_steps(run, logger, stack.enter_context(stop_on_interrupt()))
         if ranks.first:
             # Both, also where nothing was left to train: a kill may have come between checkpoint and newest adapter.
@@ -190,15 +192,13 @@ def halve_micro_batch(run: TrainingRun) -> None:
 
 def backward_pair(run: TrainingRun, example: Example, epoch: int, *, weight: float) -> ExampleResult:
     """Add ``weight`` times one example's gradient to the adapter's."""
-    pair = run.pairs.get(example.pair_index)
-    num_chosen, num_rejected = len(pair.chosen), len(pair.rejected)
-    chosen, rejected = example_steps(example, num_chosen, num_rejected, run.config.window_size)
-    batch = run.preparer.batch(pair, epoch=epoch, chosen_steps=chosen, rejected_steps=rejected)
+    prepared = run.ahead.take(example, epoch)
+    pair, batch, chosen, rejected = prepared.pair, prepared.batch, prepared.chosen_steps, prepared.rejected_steps
     check_tokens(batch, run.policy.config.real_vocab_size)
     if run.config.reference_free:
         return backward_example(run.scorer, batch, None, weight=weight)
     reference = reference_logps(run, example, pair, epoch, batch)
-    parts = reference[chosen.start : chosen.stop], reference[num_chosen:][rejected.start : rejected.stop]
+    parts = reference[chosen.start : chosen.stop], reference[len(pair.chosen) :][rejected.start : rejected.stop]
     return backward_example(run.scorer, batch, torch.cat(parts), weight=weight)
 
 
@@ -215,7 +215,7 @@ def reference_logps(run: TrainingRun, example: Example, pair: PreferencePair, ep
         return stored
     if len(batch) < num_chosen + num_rejected:  # a window: the whole pair is scored once, for all of its windows
         whole = range(num_chosen), range(num_rejected)
-        batch = run.preparer.batch(pair, epoch=epoch, chosen_steps=whole[0], rejected_steps=whole[1])
+        batch = cropped(run.preparer.batch(pair, epoch=epoch, chosen_steps=whole[0], rejected_steps=whole[1]))
     step_logps = run.scorer.score_reference(batch)
     if not torch.isfinite(step_logps).all():
         raise TrainingError(f"{batch.label}: a log-probability under the reference is not finite")

@@ -19,6 +19,7 @@ import torch
 
 from grape.config.train import TrainConfig
 from grape.errors import ConfigError, TrainingError
+from grape.models.quantization import quantized_bytes
 from grape.trainer.gradient import CPU_MICRO_BATCH
 from grape.trainer.sharding import layers
 from grape.trainer.step_cost import StepCost, measure_step
@@ -168,7 +169,7 @@ def make_plans(
     """Plans of one row each: without gradient checkpointing, with it, or both, as the settings allow."""
     trained = sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
     frozen = [*(p for p in policy.model.parameters() if not p.requires_grad), *policy.model.buffers()]
-    weights = sum(tensor.nbytes for tensor in frozen)
+    weights = sum(tensor.nbytes for tensor in frozen) + quantized_bytes(policy.network)
     if config.shard_base:  # a share of each layer, and two whole ones: the one that runs and the one that is fetched
         largest = max(sum(p.nbytes for p in layer.parameters()) for layer in layers(policy.network))
         weights = math.ceil(weights / num_processes) + 2 * largest

@@ -101,6 +101,8 @@ class PairPreparer:
             "micro_batch_size": config.micro_batch_size,  # the last bits depend on the shape of a batch
         }
         settings |= {name: value for name, value in inputs_of(config).items() if value != INPUTS_BEFORE[name]}
+        if self._policy.quantization is not None:
+            settings["quantization"] = self._policy.quantization
         if config.image_aug:
             settings |= {"augmentation": str(OPENVLA_AUGMENTATIONS), "augmentation_seed": config.seed}
             settings |= {"pair_id": pair.pair_id, "epoch": epoch}

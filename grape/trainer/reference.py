@@ -112,7 +112,7 @@ class ReferenceCache:
         """Once per run: the same pair is here, under other settings."""
         if self._said_other:
             return
-        found = []
+        found: list[list[str]] = []
         for path in sorted(self._path(fingerprint).parent.glob(f"{fingerprint.data}-*.npz")):
             try:
                 found.append(fingerprint.differences(str(_read(path, "settings"))))
@@ -120,7 +120,7 @@ class ReferenceCache:
                 continue  # said when it is asked for
         if found and all(found):  # without any difference: another epoch of this very run
             self._said_other = True
-            nearest = "; ".join(min(found, key=len))
+            nearest = "; ".join(min(found, key=lambda differences: len(differences)))
             _LOG.warning("References in %s have other settings (%s) and are computed again", self.directory, nearest)
 
     def _path(self, fingerprint: Fingerprint) -> Path:

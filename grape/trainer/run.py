@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from grape.trainer.examples import PairBuffer, PairSource, TrainingPlan, make_pl
 from grape.trainer.gradient import StepScorer
 from grape.trainer.memory import MemoryPlan, cap_memory, loading, settle_memory
 from grape.trainer.metrics import MetricsLogger
+from grape.trainer.prefetch import ExamplesAhead
 from grape.trainer.prepare import PairPreparer
 from grape.trainer.reference import ReferenceCache
 from grape.trainer.sharding import Lockstep, check_sharding, shard_base
@@ -56,6 +57,8 @@ class TrainingRun(Run):
     """``None`` where memory decided nothing."""
     in_step: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     """Where a step's passes are made; under ``shard_base`` it keeps them paired with those of the other processes."""
+    ahead: ExamplesAhead = field(init=False)
+    """Prepares the next example; there while steps are taken."""
 
     @property
     def num_steps(self) -> int:
@@ -101,6 +104,7 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
             dtype=config.dtype,
             attn_implementation=config.attn_implementation,
             stay_on_host=config.shard_base,
+            quantize=config.use_quantization,
         )
     policy.use_prompt_style(config.prompt_style)
     base_hash = policy.checkpoint_hash
@@ -191,6 +195,7 @@ def describe(run: TrainingRun) -> dict[str, Any]:
         "num_processes": run.ranks.world_size,
         "device": str(run.ranks.device),
         "dtype": str(run.policy.dtype),
+        "quantization": run.policy.quantization,
         "memory_plan": None if run.memory is None else run.memory.to_json(),
     }
     return describe_run(run, details)
