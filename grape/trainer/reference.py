@@ -120,8 +120,9 @@ class ReferenceCache:
                 continue  # said when it is asked for
         if found and all(found):  # without any difference: another epoch of this very run
             self._said_other = True
-            nearest = "; ".join(min(found, key=len))
-            _LOG.warning("References in %s have other settings (%s) and are computed again", self.directory, nearest)
+            nearest = min(found, key=len)
+            told = "; ".join(nearest)
+            _LOG.warning("References in %s have other settings (%s) and are computed again", self.directory, told)
 
     def _path(self, fingerprint: Fingerprint) -> Path:
         return self.directory / fingerprint.data[:2] / fingerprint.file_name
