@@ -29,11 +29,11 @@ def add_adapter(
     policy: OpenVLAPolicy, lora_rank: int, alpha: float | None, dropout: float, targets: str, init: str
 ) -> nn.Module:
     """Wrap the network in a ``PeftModel`` with a fresh, trainable adapter. See ``OpenVLAPolicy.with_adapter``."""
+    silence_bitsandbytes()  # peft imports it wherever it is installed
     import peft
 
     from grape.models.lora import use_light_lora
 
-    silence_bitsandbytes()  # peft imports it wherever it is installed
     if isinstance(policy.model, peft.PeftModel):
         raise ConfigError("the policy already has an adapter; merge it first (OpenVLAPolicy.merge_adapter)")
     if lora_rank < 1:
@@ -80,12 +80,12 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path) -> nn.Module:
     Raises:
         CheckpointError: The folder is no adapter, or its weights do not fit the network.
     """
+    silence_bitsandbytes()
     import peft
     from safetensors import SafetensorError, safe_open
 
     from grape.models.lora import use_light_lora
 
-    silence_bitsandbytes()
     weights = directory / ADAPTER_WEIGHTS
     for path in (directory / ADAPTER_CONFIG, weights):
         if not path.is_file():

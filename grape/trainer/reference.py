@@ -120,9 +120,8 @@ class ReferenceCache:
                 continue  # said when it is asked for
         if found and all(found):  # without any difference: another epoch of this very run
             self._said_other = True
-            nearest = min(found, key=len)
-            told = "; ".join(nearest)
-            _LOG.warning("References in %s have other settings (%s) and are computed again", self.directory, told)
+            nearest = "; ".join(sorted(found, key=len)[0])
+            _LOG.warning("References in %s have other settings (%s) and are computed again", self.directory, nearest)
 
     def _path(self, fingerprint: Fingerprint) -> Path:
         return self.directory / fingerprint.data[:2] / fingerprint.file_name
