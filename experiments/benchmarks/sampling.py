@@ -27,6 +27,7 @@ from torch import Tensor
 from experiments.benchmarks.operations import count_decision
 from experiments.benchmarks.timing import machine, matrix_rate, timed
 from grape.cli.arguments import parse_config
+from grape.errors import ConfigError, GrapeError
 from grape.files import write_json
 from grape.models import OpenVLAPolicy, load_policy, new_policy
 from grape.models.batches import ForwardInputs
@@ -87,6 +88,8 @@ class SamplingBenchmark:
 
 def main(argv: list[str] | None = None) -> int:
     config = parse_config(SamplingBenchmark, "benchmark sampling", argv)
+    if config.rounds < 1 or min(config.batch_sizes, default=0) < 1:
+        raise ConfigError("rounds and batch_sizes have to be at least 1")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with torch.inference_mode():
@@ -320,4 +323,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except GrapeError as error:
+        sys.exit(str(error))

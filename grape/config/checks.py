@@ -32,8 +32,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "more than 0, and finite",
         lambda value: 0 < value < math.inf,
-        ("beta", "learning_rate", "max_memory_gb", "rank_timeout_s"),
+        ("beta", "learning_rate", "max_memory_gb"),
     ),
+    ("more than 0, at most a million", lambda value: 0 < value <= 1e6, ("rank_timeout_s",)),
     ("0 to below 1", lambda value: 0 <= value < 1, ("lora_dropout", "input_token_noise", "val_fraction")),
     ("0 to below 0.5", lambda value: 0 <= value < 0.5, ("label_smoothing",)),
 )

@@ -101,7 +101,8 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path) -> nn.Module:
     except SafetensorError as error:
         raise CheckpointError(f"{weights} cannot be read (truncated?): {error}") from error
     except (RuntimeError, ValueError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"adapter {directory} does not fit the network: {error}") from error
+        first_lines = " ".join(str(error).split("\n")[:2])  # of one for each tensor
+        raise CheckpointError(f"adapter {directory} does not fit the network: {first_lines}") from error
     expected = {name.replace(".default.", ".") for name in model.state_dict() if ".lora_" in name}
     if stored != expected:
         odd = sorted(stored ^ expected)

@@ -178,7 +178,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         CheckpointError: There is a file, or a folder with content.
     """
     if target.exists() and (not target.is_dir() or (not overwrite and any(target.iterdir()))):
-        raise CheckpointError(f"{target} exists; choose another folder, or ask for overwrite")
+        raise CheckpointError(f"{target} exists; choose another folder, or remove it (grape merge: --overwrite True)")
 
 
 def checkpoint_files(policy: OpenVLAPolicy, dtype: torch.dtype) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ Axis legend: B rows of a call, R rows of a captured step, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -79,7 +80,8 @@ class StepRunner:
         # Rows beyond the call's stay at position 0, in rows of the cache that nobody reads.
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
-        self._run = lambda: step(self._tokens, self._positions)
+        # Nothing here refers to the runner: memory has to go when it is forgotten, not when cycles are collected.
+        self._run = functools.partial(step, self._tokens, self._positions)
         self._capture = capture
         self._replay: Callable[[], Tensor] | None = None
 
@@ -104,7 +106,7 @@ def capture_cuda_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
         logits = step()
 
     def replay() -> Tensor:

@@ -150,6 +150,11 @@ def take_up(
             f"{run.config.run_dir} was trained with other settings or data ({'; '.join(odd)}); repeat them, or choose "
             "another --run_name"
         )
+    if state["step"] > run.num_steps:
+        raise ConfigError(
+            f"{run.config.run_dir} has taken {state['step']} steps, and these settings end it after {run.num_steps}: "
+            "give the --epoch and --max_steps with which it began, or larger ones"
+        )
     with torch.no_grad():
         for name, value in run.parameters.items():
             value.copy_(weights[name])

@@ -104,7 +104,10 @@ def train_steps(run: TrainingRun, logger: MetricsLogger | None, stop: StopReques
             if stopping and run.step < num_steps:
                 _LOG.warning("Stopped after step %d of %d; go on with --resume True", run.step, num_steps)
                 raise KeyboardInterrupt
-    _LOG.info("Reference: %d pairs from cache, %d computed", run.reference.num_from_disk, run.reference.num_computed)
+    counts = torch.tensor([run.reference.num_from_disk, run.reference.num_computed], dtype=torch.float64)
+    from_disk, computed = run.ranks.sum_values(counts).tolist()
+    if run.ranks.first:
+        _LOG.info("Reference: %d pairs from cache, %d computed", from_disk, computed)
 
 
 def train_step(run: TrainingRun, epoch: int, examples: list[Example]) -> dict[str, float]:

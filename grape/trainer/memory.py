@@ -194,15 +194,15 @@ def choose(plans: Sequence[MemoryPlan], *, asked_rows: int | None, longest: int)
     Args:
         plans: One or more, in the order of preference.
         asked_rows: Micro-batch size that the user gave; it stands wherever one row fits.
-        longest: Rows of the longest pair: more are never needed.
+        longest: Rows of the longest pair: no pass has more.
     """
-    wanted = asked_rows or min(FEW_ROWS, longest)
+    wanted = min(asked_rows or FEW_ROWS, longest)
     for plan in plans:
         if plan.most_rows >= wanted:
             break
     if plan.most_rows == 0:
         return dataclasses.replace(plan, rows=0)
-    return dataclasses.replace(plan, rows=asked_rows or min(plan.most_rows, MOST_ROWS, longest))
+    return dataclasses.replace(plan, rows=min(asked_rows or min(plan.most_rows, MOST_ROWS), longest))
 
 
 def agree(ranks: Ranks, plan: MemoryPlan) -> tuple[int, bool]:

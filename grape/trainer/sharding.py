@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ def shard_base(policy: OpenVLAPolicy, adapter: Iterable[Tensor], ranks: Ranks) -
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    # Of layers whose output is only read: torch warns of writing into it.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
     whole = set(adapter)
     # The root is peft's wrapper: peft calls what is below it past the hooks.
     for module in (*layers(policy.network), policy.model):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -173,6 +175,22 @@ def test_captured_steps_are_few_and_bounded(policy, monkeypatch) -> None:
     assert tape.num_captures == 4  # 8, 4, 2 (8 forgotten), 8 again
     decoder.release()
     assert decoder.num_captured == 0 and decoder._memory is None
+
+
+def test_what_is_forgotten_is_freed_at_once(policy) -> None:
+    """A captured step holds the cache, at 7 B gigabytes: it must not wait for Python to look for cycles."""
+    inputs, uniforms = observations(policy, 2, is_mixed=False)
+    decoder = Decoder(policy.network, lambda step: step)
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            decoder.decode(inputs, ACTION_DIM, picker(0.0, uniforms))
+        assert decoder.num_captured == 1 and decoder._memory is not None
+        memory = weakref.ref(decoder._memory)
+        decoder.release()
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 def test_operations_counted_by_hand_are_those_that_torch_counts(policy) -> None:
