@@ -8,7 +8,7 @@
 
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
-EXTRAS      ?= train,libero,simpler,rlds,vlm,wandb,quantization,dev
+EXTRAS      ?= train,libero,simpler,rlds,vlm,wandb,ray,quantization,dev
 DEMO_FLAGS  ?=
 PYTEST_FLAGS ?=
 # They render in their own process, which must not have loaded TensorFlow (grape/envs/libero/rendering.py).

@@ -31,7 +31,7 @@ from grape.cli.main import (
 from grape.errors import GrapeError, PairingError
 
 PACKAGE = Path(grape.__file__).parent
-HEAVY = ("torch", "tensorflow", "transformers", "mujoco", "robosuite", "libero", "mani_skill", "sapien", "wandb")
+HEAVY = ("torch", "tensorflow", "transformers", "mujoco", "robosuite", "libero", "mani_skill", "sapien", "wandb", "ray")
 CONFINED = {
     "tensorflow": ("rlds",),
     "tensorflow_datasets": ("rlds",),
@@ -43,6 +43,7 @@ CONFINED = {
     "simpler_env": ("envs",),
     "mani_skill2_real2sim": ("envs",),
     "openai": ("constraints",),
+    "ray": ("rollouts",),
 }
 """Top-level module -> the folders of grape/ that may import it, directly or through ``require``."""
 LONG_MODULE_LINES = 330

@@ -17,10 +17,14 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--out {config.out} would replace {source}, which is read; choose another folder")
     from grape.models import load_policy, save_policy
     from grape.models.checkpoint import check_target
+    from grape.models.folder import resolve_folder
+    from grape.models.quantization import was_quantized
 
     check_target(config.out, overwrite=config.overwrite)  # before minutes of loading, not after
     policy = load_policy(config.vla_path, adapter=config.adapter, device=config.device, dtype=config.dtype)
     save_policy(policy.merge_adapter(), config.out, overwrite=config.overwrite)
     print(f"merged {config.adapter} into {config.vla_path}; wrote {config.out}")
+    if was_quantized(resolve_folder(config.adapter)):
+        print("note: it was trained on a 4-bit base; the merged policy differs a little from what was trained")
     print(f"checkpoint hash {policy.checkpoint_hash}")
     return 0

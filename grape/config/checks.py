@@ -29,7 +29,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "simpo_gamma", "num_loader_processes", "seed")
         + ("feature_cache_gb",),
     ),
-    ("more than 0, and finite", lambda value: 0 < value < math.inf, ("beta", "learning_rate", "max_memory_gb")),
+    (
+        "more than 0, and finite",
+        lambda value: 0 < value < math.inf,
+        ("beta", "learning_rate", "max_memory_gb", "rank_timeout_s"),
+    ),
     ("0 to below 1", lambda value: 0 <= value < 1, ("lora_dropout", "input_token_noise", "val_fraction")),
     ("0 to below 0.5", lambda value: 0 <= value < 0.5, ("label_smoothing",)),
 )
@@ -39,7 +43,7 @@ _FREE_ON_RESUME = {"run_root_dir", "adapter_tmp_dir", "run_name", "resume", "sav
 _FREE_ON_RESUME |= {"wandb_project", "wandb_entity", "tensorboard", "reference_cache_dir", "num_loader_processes"}
 _FREE_ON_RESUME |= {"max_memory_gb", "gradient_checkpointing"}  # micro-batches keep the size of the run's start
 _FREE_ON_RESUME |= {"feature_cache_gb", "prefetch"}  # equal bits with and without
-_FREE_ON_RESUME |= {"val_steps", "val_frames", "save_merged", "save_dtype"}
+_FREE_ON_RESUME |= {"val_steps", "val_frames", "save_merged", "save_dtype", "shard_base", "rank_timeout_s"}
 # Folders may move, their contents are compared; so is the product of these two with the processes.
 _FREE_ON_RESUME |= {"vla_path", "data_root_dir", "chosen_traj_dir", "rejected_traj_dir"}
 _FREE_ON_RESUME |= {"batch_size", "grad_accumulation_steps"}

@@ -11,6 +11,8 @@ from grape.errors import ConfigError
 
 OFFICIAL_SPLIT = "official"
 """The benchmark's own fixed initial states: for testing only."""
+LOCAL_CLUSTER = "local"
+"""Ray on this machine, for the length of the command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,14 @@ class CollectConfig:
     480 for SIMPLER (its pictures are 4:3)."""
     max_steps: int | None = None
     """Actions after which an episode has failed; None takes the task's limit (220 for libero_spatial)."""
+    ray_address: str | None = None
+    """Cluster to run on (docs/clusters.md): local starts Ray on this machine, auto or HOST:PORT joins what runs;
+    None needs no Ray. num_workers is then the number of simulators in the whole cluster."""
+    num_policy_actors: int = 1
+    """With --ray_address: copies of the policy, each on a device of its own; a batch is split over them."""
+    gpus_per_policy_actor: float | None = None
+    """With --ray_address: GPUs of each copy, a part of one is possible; None takes 1 where the cluster has any and
+    device is not cpu."""
     simpler_python: Path | None = None
     """Interpreter that has simpler_env, for the suites simpler_env_bridge and simpler_env_google (docs/simpler.md)."""
     step_timeout_s: float = 120.0
@@ -85,6 +95,7 @@ class CollectConfig:
         check_states(self.init_split, self.first_state, self.num_states, "num_states")
         check_tasks(self.task_ids)
         check_workers(self.num_workers, self.step_timeout_s, self.max_steps)
+        check_cluster(self.ray_address, self.num_policy_actors, self.gpus_per_policy_actor)
         if self.init_split == OFFICIAL_SPLIT and not self.allow_official_states:
             raise ConfigError(
                 "init_split official: these are the test states, what is trained on them cannot be tested on them; "
@@ -131,3 +142,20 @@ def check_workers(num_workers: int, step_timeout_s: float, max_steps: int | None
         raise ConfigError(f"step_timeout_s is {step_timeout_s}; it must be above 0")
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"max_steps is {max_steps}; it must be at least 1, or None for the suite's limit")
+
+
+def check_cluster(address: str | None, num_policy_actors: int, gpus_per_policy_actor: float | None) -> None:
+    """Refuse what names no cluster, and settings of one without it."""
+    if address is None:
+        if num_policy_actors != 1 or gpus_per_policy_actor is not None:
+            raise ConfigError("num_policy_actors and gpus_per_policy_actor need --ray_address, the cluster to run on")
+        return
+    host, _, port = address.rpartition(":")
+    if address not in (LOCAL_CLUSTER, "auto") and ("/" in address or not (host and port.isdecimal())):
+        raise ConfigError(
+            f"ray_address is {address!r}; wanted local, auto or HOST:PORT (Ray's own port, 6379 by default)"
+        )
+    if num_policy_actors < 1:
+        raise ConfigError(f"num_policy_actors is {num_policy_actors}; it must be at least 1")
+    if gpus_per_policy_actor is not None and not 0 <= gpus_per_policy_actor < float("inf"):
+        raise ConfigError(f"gpus_per_policy_actor is {gpus_per_policy_actor}; it must be 0 or more")

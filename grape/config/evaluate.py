@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grape.config.collect import OFFICIAL_SPLIT, check_sampling, check_states, check_tasks, check_workers
+from grape.config.collect import (
+    OFFICIAL_SPLIT,
+    check_cluster,
+    check_sampling,
+    check_states,
+    check_tasks,
+    check_workers,
+)
 from grape.config.inputs import ImageResize, PromptStyle
 from grape.errors import ConfigError
 
@@ -89,6 +96,14 @@ class EvaluateConfig:
     num_workers: int = 2
     """Simulator processes. Random numbers do not depend on it; floating-point sums may differ in their last bits with
     batch size and torch's threads, so once in a while a token does, too (docs/parity.md)."""
+    ray_address: str | None = None
+    """Cluster to run on (docs/clusters.md): local starts Ray on this machine, auto or HOST:PORT joins what runs;
+    None needs no Ray. num_workers is then the number of simulators in the whole cluster."""
+    num_policy_actors: int = 1
+    """With --ray_address: copies of the policy, each on a device of its own; a batch is split over them."""
+    gpus_per_policy_actor: float | None = None
+    """With --ray_address: GPUs of each copy, a part of one is possible; None takes 1 where the cluster has any and
+    device is not cpu."""
     simpler_python: Path | None = None
     """Interpreter that has simpler_env, for the suites simpler_env_bridge and simpler_env_google (docs/simpler.md)."""
     step_timeout_s: float = 120.0
@@ -117,6 +132,7 @@ class EvaluateConfig:
         check_states(self.init_split, self.first_state, self.num_trials_per_task, "num_trials_per_task")
         check_tasks(self.task_ids)
         check_workers(self.num_workers, self.step_timeout_s, self.max_steps)
+        check_cluster(self.ray_address, self.num_policy_actors, self.gpus_per_policy_actor)
         if self.resume and self.run_dir is None:
             raise ConfigError("--resume needs --run_dir, the folder of the evaluation to continue")
 

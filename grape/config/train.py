@@ -147,6 +147,11 @@ class TrainConfig:
     """``cpu``, ``cuda`` or ``auto``."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the base weights; ``auto``: bfloat16 on a GPU, else float32. The adapter is always float32."""
+    shard_base: bool = False
+    """Spread the frozen base over the processes of the run (FSDP2), for one that does not fit a GPU; the adapter stays
+    whole in each. Results are the same."""
+    rank_timeout_s: float = 600.0
+    """With several processes: seconds after which one that does not answer ends the run."""
     attn_implementation: AttnImplementation = "sdpa"
     """Attention kernels; ``flash_attention_2`` where flash-attn is installed, on a GPU."""
     tensorboard: bool = False
@@ -178,6 +183,11 @@ def check_train_config(config: TrainConfig) -> None:
         raise ConfigError(
             "use_lora=False: TPO compares the policy with its frozen reference, which here is the same model with the "
             "adapter off; for training of all weights use `grape sft --use_lora False`"
+        )
+    if config.use_quantization and config.shard_base:
+        raise ConfigError(
+            "use_quantization=True with shard_base=True: packed 4-bit weights are not spread over processes here; a "
+            "4-bit base of 7 B takes about 5.5 GB, so leave --shard_base out"
         )
     check_values(config)
     check_loss(config)

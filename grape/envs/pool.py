@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -26,9 +27,22 @@ from grape.envs.spawn import start
 from grape.envs.worker import EnvSpec, ImageFunction, Refused, StartEpisode, TakeAction, WorkerEvent, run_worker
 from grape.errors import ConfigError, SimulatorError
 
-__all__ = ["EnvSpec", "WorkerEvent", "WorkerPool"]
+__all__ = ["EnvSpec", "Pool", "WorkerEvent", "WorkerPool"]
 
 _CLOSE_TIMEOUT_S = 5.0
+
+
+class Pool(Protocol):
+    """Simulators that run episodes side by side, wherever they are; as ``WorkerPool`` documents it."""
+
+    def __enter__(self) -> Pool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def start_episode(self, worker: int, spec: EnvSpec, init_state: InitStateId) -> None: ...
+    def send_action(self, worker: int, action: np.ndarray) -> None: ...
+    def wait(self, timeout_s: float) -> list[WorkerEvent]: ...
 
 
 @dataclass

@@ -62,7 +62,8 @@ class WorkerEvent:
     """What a worker reports about its episode."""
 
     worker: int
-    kind: Literal["observation", "crashed"]
+    kind: Literal["observation", "crashed", "lost"]
+    """``lost``: the machine that ran the episode, or its part in it, is gone; that says nothing about the simulator."""
     observation: Observation | None = None
     """Its picture has been through the pool's ``image_fn``."""
     success: bool = False
@@ -72,7 +73,7 @@ class WorkerEvent:
     init_state_hash: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
-    """Why it crashed."""
+    """Why it crashed or was lost."""
 
 
 @dataclass(frozen=True)

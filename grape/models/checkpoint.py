@@ -58,6 +58,7 @@ def load_policy(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str = "sdpa",
+    stay_on_host: bool = False,
     quantize: bool = False,
 ) -> OpenVLAPolicy:
     """Load a checkpoint of any size.
@@ -70,6 +71,8 @@ def load_policy(
         device: ``"auto"`` (a GPU where there is one) or torch's name for it.
         dtype: ``"auto"`` (bfloat16 on a GPU, float32 on a CPU), ``"stored"``, or a torch type's name.
         attn_implementation: ``"sdpa"``, ``"eager"``, or ``"flash_attention_2"`` where flash-attn is installed.
+        stay_on_host: Leave the weights in the host's memory, in the type that ``device`` asks for; the caller moves
+            them.
         quantize: Keep the language model's linear layers in 4 bits (``grape.models.quantization``).
 
     Raises:
@@ -86,7 +89,7 @@ def load_policy(
     network = build_on_meta(config, attn_implementation)
     if quantize:
         quantization.replace_layers(network, torch_dtype)
-    load_weights(network, shards, torch_device, torch_dtype)
+    load_weights(network, shards, torch.device("cpu") if stay_on_host else torch_device, torch_dtype)
     prompts = load_prompt_encoder(
         directory, prefix_id=source_config.get(PREFIX_KEY), pad_id=int(source_config.get("pad_token_id", 32000))
     )

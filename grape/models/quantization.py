@@ -7,12 +7,14 @@ only, where almost all weights are; towers, projector, embeddings and output lay
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grape.errors import ConfigError
+from grape.models.folder import TRAINING_FILE, read_json
 from grape.models.openvla import OpenVLA
 from grape.optional import require
 
@@ -66,6 +68,20 @@ def pack(layer: nn.Module, weight: Tensor, device: torch.device) -> None:
 def is_quantized(layer: nn.Module) -> bool:
     """Whether a layer's weights are packed numbers, not floats."""
     return not layer.weight.dtype.is_floating_point  # type: ignore[union-attr]
+
+
+def quantized_bytes(network: nn.Module) -> int:
+    """What 4-bit layers hold beside their packed weights: scales, and the scales' own."""
+    states = [getattr(parameter, "quant_state", None) for parameter in network.parameters()]
+    parts = [part for state in states if state is not None for part in (state.absmax, state.code)]
+    parts += [state.state2.absmax for state in states if state is not None and state.state2 is not None]
+    return sum(part.nbytes for part in parts)
+
+
+def was_quantized(adapter: Path) -> bool:
+    """Whether an adapter's folder says that it was trained on a 4-bit base."""
+    record = adapter / TRAINING_FILE
+    return record.is_file() and bool(read_json(record).get("quantization"))
 
 
 def refuse_quantized(network: nn.Module) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from grape.envs.pool import WorkerEvent, WorkerPool
+from grape.envs.pool import Pool, WorkerEvent
 from grape.envs.suites import SIMULATORS
 from grape.errors import SimulatorError
 from grape.rollouts.episode import EpisodeRecorder
@@ -29,6 +30,8 @@ class RolloutSettings:
     """How long workers that are ready wait for those in the middle of a step before the policy acts without them."""
     max_consecutive_crashes: int = 10
     """Give up after this many crashed episodes in a row: the simulator itself does not work here."""
+    max_losses: int = 3
+    """An episode that was lost this often, as its machine was, counts as crashed: it may be what kills it."""
 
 
 class Progress(Protocol):
@@ -41,7 +44,7 @@ class Progress(Protocol):
 def run_rollouts(
     policy: Policy,
     jobs: Iterable[RolloutJob],
-    pool: WorkerPool,
+    pool: Pool,
     settings: RolloutSettings,
     sink: Callable[[Trajectory], None],
     progress: Progress | None = None,
@@ -59,7 +62,7 @@ class _Engine:
         self,
         policy: Policy,
         jobs: Iterable[RolloutJob],
-        pool: WorkerPool,
+        pool: Pool,
         settings: RolloutSettings,
         sink: Callable[[Trajectory], None],
         progress: Progress | None,
@@ -72,6 +75,8 @@ class _Engine:
         self.waiting: set[int] = set()
         """Workers that need a decision."""
         self.consecutive_crashes = 0
+        self.losses: Counter[str] = Counter()
+        """By episode."""
 
     def run(self) -> None:
         for worker in range(len(self.pool)):
@@ -84,8 +89,11 @@ class _Engine:
     def start_next(self, worker: int) -> None:
         job = self.queue.take(worker)
         if job is not None:
-            self.running[worker] = EpisodeRecorder(job)
-            self.pool.start_episode(worker, job.env, job.init_state)
+            self.start(worker, job)
+
+    def start(self, worker: int, job: RolloutJob) -> None:
+        self.running[worker] = EpisodeRecorder(job)
+        self.pool.start_episode(worker, job.env, job.init_state)
 
     def gather(self) -> None:
         """Collect events until no worker is in the middle of a step, or those have been waited for long enough."""
@@ -110,12 +118,24 @@ class _Engine:
         if event.kind == "crashed":
             self.finish(worker, error=event.error or "the worker gave no reason")
             return
+        if event.kind == "lost":
+            self.run_again(worker, event.error)
+            return
         episode = self.running[worker]
         episode.observe(event)
         if episode.is_over:
             self.finish(worker)
         else:
             self.waiting.add(worker)
+
+    def run_again(self, worker: int, reason: str | None) -> None:
+        """From the start, with the same random numbers; nothing of the lost part was stored."""
+        job = self.running[worker].job
+        self.losses[job.episode_id] += 1
+        if self.losses[job.episode_id] < self.settings.max_losses:
+            self.start(worker, job)
+        else:
+            self.finish(worker, error=f"lost {self.settings.max_losses} times, at last because {reason}")
 
     def finish(self, worker: int, *, error: str | None = None) -> None:
         trajectory = self.running.pop(worker).finish(self.policy, self.settings.seed, error=error)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,20 +12,22 @@ from typing import Any
 
 from grape.config.collect import CollectConfig
 from grape.config.evaluate import EvaluateConfig
-from grape.envs.pool import EnvSpec, WorkerPool
+from grape.envs.pool import EnvSpec, Pool, WorkerPool
 from grape.envs.protocol import InitStateId
 from grape.envs.suites import SIMULATORS, Simulator, find_simulator
 from grape.errors import ConfigError, RecordError, SimulatorError
-from grape.optional import installed_versions
+from grape.rollouts.cores import cores_left_by
 from grape.rollouts.engine import RolloutSettings, run_rollouts
 from grape.rollouts.jobs import RolloutJob
 from grape.rollouts.policy import Policy, SampledVLA, choose_unnorm_key, note_other_crop
 from grape.rollouts.progress import RolloutProgress
 from grape.rollouts.store import RunWriter
+from grape.rollouts.versions import library_versions
 from grape.trajectory import EpisodeInfo, Trajectory
 
-LIBRARIES = ("numpy", "pillow", "torch", "transformers")
-"""Distributions whose version can change an episode, beside the simulator's own."""
+PoolFactory = Callable[..., Pool]
+"""Makes the simulators of a session, with the arguments of ``WorkerPool``."""
+CLUSTER_DETAILS = ("ray_address", "num_policy_actors", "gpus_per_policy_actor")
 
 
 def run(
@@ -54,21 +56,29 @@ def run(
         GrapeError: As ``plan_jobs``, ``library_versions``, ``open_policy`` and ``run_session`` have it.
         RecordError: The folder holds a run, and ``config`` does not resume it, or another one.
     """
-    assert config.run_dir is not None, "the caller names the folder"
+    run_dir = config.run_dir
+    assert run_dir is not None, "the caller names the folder"
+    if config.ray_address is not None:
+        details = (*details, *CLUSTER_DETAILS)
+        if config.simpler_python is not None:  # actors run in other folders
+            config = dataclasses.replace(config, simpler_python=config.simpler_python.absolute())
     jobs = plan_jobs(config)
-    if not config.resume and (config.run_dir / "run.json").exists():
-        raise RecordError(f"{config.run_dir} already holds a run; continue it with --resume, or choose another folder")
+    if not config.resume and (run_dir / "run.json").exists():
+        raise RecordError(f"{run_dir} already holds a run; continue it with --resume, or choose another folder")
     versions = library_versions(config.task_suite_name, config.simpler_python)  # before a large checkpoint
-    policy = open_policy(config) if make_policy is None else make_policy(jobs)
-    known = {"policy": policy.name, **vars(config)}
-    with RunWriter(
-        config.run_dir,
-        settings={"kind": kind, **result_settings(config, policy)},
-        details={name: str(known[name]) if isinstance(known[name], Path) else known[name] for name in details},
-        versions=versions,
-        keep="trajectory" if isinstance(config, CollectConfig) else "outcome",
-        resume=config.resume,
-    ) as writer:
+    with contextlib.ExitStack() as stack:
+        policy, make_pool = stack.enter_context(_policy_and_pool(config, versions, jobs, make_policy))
+        known = {"policy": policy.name, **vars(config)}
+        writer = stack.enter_context(
+            RunWriter(
+                run_dir,
+                settings={"kind": kind, **result_settings(config, policy)},
+                details={name: str(known[name]) if isinstance(known[name], Path) else known[name] for name in details},
+                versions=versions,
+                keep="trajectory" if isinstance(config, CollectConfig) else "outcome",
+                resume=config.resume,
+            )
+        )
         return run_session(
             policy,
             jobs,
@@ -78,7 +88,31 @@ def run(
             step_timeout_s=config.step_timeout_s,
             num_attempts=num_attempts,
             on_episode=on_episode,
+            make_pool=make_pool,
         )
+
+
+@contextlib.contextmanager
+def _policy_and_pool(
+    config: CollectConfig | EvaluateConfig,
+    versions: dict[str, str],
+    jobs: list[RolloutJob],
+    make_policy: Callable[[list[RolloutJob]], Policy] | None,
+) -> Iterator[tuple[Policy, PoolFactory]]:
+    """What acts, and what it acts in: of this process, or of the cluster that the settings name."""
+    if config.ray_address is None:
+        yield open_policy(config) if make_policy is None else make_policy(jobs), WorkerPool
+        return
+    from grape.rollouts.cluster.connection import connect
+    from grape.rollouts.cluster.policies import RayPolicy
+    from grape.rollouts.cluster.simulators import RaySimulators
+
+    with connect(config, versions) as cluster, contextlib.ExitStack() as stack:
+        if make_policy is not None:
+            policy = make_policy(jobs)
+        else:
+            policy = stack.enter_context(contextlib.closing(RayPolicy(cluster, config)))
+        yield policy, functools.partial(RaySimulators, cluster, config.task_suite_name, config.simpler_python)
 
 
 def plan_jobs(config: CollectConfig | EvaluateConfig) -> list[RolloutJob]:
@@ -181,7 +215,7 @@ def open_policy(config: CollectConfig | EvaluateConfig) -> SampledVLA:
     note_other_crop(policy.source_config, center_crop=config.center_crop)
     return SampledVLA(
         policy,
-        name=config.pretrained_checkpoint + (f" + {config.adapter}" if config.adapter else ""),
+        name=policy_name(config),
         unnorm_key=unnorm_key,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -190,19 +224,9 @@ def open_policy(config: CollectConfig | EvaluateConfig) -> SampledVLA:
     )
 
 
-@contextlib.contextmanager
-def cores_left_by(num_workers: int) -> Iterator[None]:
-    """Give torch the cores that the simulators leave, at least one: threads that fight for cores stall both."""
-    torch = sys.modules.get("torch")  # absent where a scripted policy acts
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - num_workers)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def policy_name(config: CollectConfig | EvaluateConfig) -> str:
+    """The checkpoint, with its adapter, as an episode's record names it."""
+    return config.pretrained_checkpoint + (f" + {config.adapter}" if config.adapter else "")
 
 
 def result_settings(config: CollectConfig | EvaluateConfig, policy: Policy) -> dict[str, Any]:
@@ -222,24 +246,6 @@ def result_settings(config: CollectConfig | EvaluateConfig, policy: Policy) -> d
     }
 
 
-def library_versions(suite: str, simpler_python: Path | None = None) -> dict[str, str]:
-    """Versions of Python, the toolkit and the libraries that can change an episode of this suite.
-
-    Args:
-        suite: Whose simulator.
-        simpler_python: The interpreter of a simulator that needs its own.
-
-    Raises:
-        GrapeError: That interpreter is not named, cannot be run or lacks a package.
-    """
-    python = ".".join(platform.python_version_tuple()[:2])
-    simulator = find_simulator(suite)
-    versions = {"python": python, **installed_versions(("grape-vla", *LIBRARIES))}
-    if simulator.interpreter_versions is None:
-        return versions | installed_versions(simulator.libraries)
-    return versions | simulator.interpreter_versions(suite, None if simpler_python is None else str(simpler_python))
-
-
 def run_session(
     policy: Policy,
     jobs: list[RolloutJob],
@@ -250,6 +256,7 @@ def run_session(
     step_timeout_s: float,
     num_attempts: int = 1,
     on_episode: Callable[[Trajectory], None] | None = None,
+    make_pool: PoolFactory = WorkerPool,
 ) -> list[EpisodeInfo]:
     """Run the episodes that the folder does not hold yet.
 
@@ -263,6 +270,7 @@ def run_session(
         num_attempts: How often an episode whose simulator crashes is tried in this call.
         on_episode: Called with each finished episode before it is stored, so that what it makes is never missing
             from a stored one.
+        make_pool: Makes the simulators.
 
     Returns:
         Headers of all episodes of the run, in the order of ``jobs``.
@@ -283,7 +291,7 @@ def run_session(
             if (warn := SIMULATORS[name].warn) is not None:
                 warn()
         print(f"{num_missing} of {len(jobs)} episodes to run; starting {num_workers} simulators", file=sys.stderr)
-        pool = WorkerPool(num_workers, step_timeout_s=step_timeout_s, image_fn=policy.image_fn())
+        pool = make_pool(num_workers, step_timeout_s=step_timeout_s, image_fn=policy.image_fn())
         with pool, cores_left_by(num_workers):
             for _ in range(num_attempts):
                 _attempt(policy, jobs, writer, pool, seed, sink)
@@ -300,7 +308,7 @@ def _attempt(
     policy: Policy,
     jobs: list[RolloutJob],
     writer: RunWriter,
-    pool: WorkerPool,
+    pool: Pool,
     seed: int,
     sink: Callable[[Trajectory], None],
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import platform
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from grape.files import write_bytes_atomic
 from grape.models import OpenVLAPolicy
 from grape.optional import installed_versions
 from grape.trainer.checkpoint import CheckpointStore
-from grape.trainer.distributed import Ranks
+from grape.trainer.distributed import RANK_TIMEOUT_S, RankLostError, Ranks, lost_rank
 from grape.trainer.metrics import MetricsLogger
 
 _LOG = logging.getLogger(__name__)
@@ -165,6 +167,48 @@ def stop_if_any(run: Run, failure: str, *, advice: str) -> None:
     if not run.ranks.any_of(bool(failure)):
         return
     told = "; ".join(filter(None, run.ranks.gather_texts(failure)))
-    saved = run.checkpoints.steps()
-    good = f"the last good checkpoint, step {saved[-1]}, is kept" if saved else "no checkpoint was due before it"
-    raise TrainingError(f"training stopped at step {run.step + 1}: {told}; {good}. {advice}")
+    raise TrainingError(f"training stopped at step {run.step + 1}: {told}; {_last_good(run.checkpoints)}. {advice}")
+
+
+def _last_good(checkpoints: CheckpointStore) -> str:
+    saved = checkpoints.steps()
+    return f"the last good checkpoint, step {saved[-1]}, is kept" if saved else "no checkpoint was due before it"
+
+
+def check_same_start(run: Run) -> None:
+    """Refuse processes that do not go on from one place with one base and one data set.
+
+    Raises:
+        ConfigError: They differ, e.g. because machines do not share the run folder.
+    """
+    places = run.ranks.gather_texts(f"step {run.step}, base {run.base_hash[:12]}, data {run.data_digest[:12]}")
+    if len(set(places)) > 1:
+        told = "; ".join(f"process {rank}: {place}" for rank, place in enumerate(places))
+        raise ConfigError(
+            f"the processes of this run do not start from the same place ({told}); all machines need the same "
+            f"checkpoint, the same data, and one shared run folder, {run.config.run_dir}"
+        )
+
+
+@contextlib.contextmanager
+def explain_lost_rank(config: TrainConfig | SFTConfig, ranks: Ranks) -> Iterator[None]:
+    """Inside the context torch's errors about other processes are one message, with where to go on.
+
+    Raises:
+        RankLostError: Another process has gone, or does not answer.
+    """
+    limit = f"{RANK_TIMEOUT_S:g} s"
+    if isinstance(config, TrainConfig):
+        limit = f"{config.rank_timeout_s:g} s (--rank_timeout_s)"
+    try:
+        yield
+    except RuntimeError as error:
+        reason = lost_rank(error, limit=limit) if ranks.world_size > 1 else None
+        if reason is None:
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun now ends the others; the message has to get out first
+        good = _last_good(CheckpointStore(config.run_dir / "checkpoints"))
+        raise RankLostError(
+            f"training stopped: {reason}; {good}. Its own message, if it could give one, says why; continue with "
+            "--resume True"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from grape.errors import ConfigError
+from grape.errors import ConfigError, TrainingError, shorten
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
-"""A process that waits longer than this for the others gives up."""
+RANK_TIMEOUT_S = 1800.0
+"""A process that waits longer than this for the others gives up, where the settings do not say."""
+_HOST_BACKEND = "gloo"
+_GPU_BACKENDS = f"cpu:{_HOST_BACKEND},cuda:nccl"
+"""What is small goes over the host on GPUs, too: there a process that is gone is found at once, and nothing waits for
+the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +39,8 @@ class Ranks:
         return self.rank == 0
 
     def sum_values(self, values: Tensor) -> Tensor:
-        """Sum a tensor over the processes, in place."""
+        """Sum a tensor on the CPU over the processes, in place."""
         if self.world_size > 1:
-            values = values.to(self.device)
             dist.all_reduce(values)
         return values
 
@@ -64,19 +68,20 @@ class Ranks:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.world_size > 1:
-            dist.barrier()
+        self.any_of(False)  # over the host: torch's own barrier would go over the GPUs
 
 
 @contextlib.contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
+def join_ranks(device: str, timeout_s: float = RANK_TIMEOUT_S) -> Iterator[Ranks]:
     """Read torchrun's variables and, where there are several processes, connect them: nccl on GPUs, gloo on CPUs.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``; with several processes each takes the GPU of its local rank.
+        timeout_s: Longest wait for the other processes, at the start and later.
 
     Raises:
         ConfigError: The device is unknown or not there.
+        TrainingError: The other processes did not come.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -86,11 +91,46 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        backend = _GPU_BACKENDS if place.type == "cuda" else _HOST_BACKEND
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    except dist.DistError as error:
+        raise TrainingError(
+            f"process {rank} of {world_size} cannot reach the others ({_first_line(error)}); start them all with one "
+            f"--rdzv-endpoint, within {timeout_s:g} s of each other"
+        ) from error
     try:
         yield Ranks(rank=rank, world_size=world_size, device=place)
-    finally:
+    except RankLostError:
+        raise  # nothing is tidied up: that would wait for the process that is gone
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    else:
+        dist.destroy_process_group()
+
+
+class RankLostError(TrainingError):
+    """Another process of the run has gone, or does not answer."""
+
+
+def lost_rank(error: RuntimeError, *, limit: str) -> str | None:
+    """What happened to another process, where that is what an error of torch is about, else ``None``.
+
+    ``limit`` is the longest wait, in words.
+
+    gloo's errors have no type of their own (torch 2.13); they name the file that they come from.
+    """
+    text = str(error)
+    if not isinstance(error, dist.DistError) and "gloo" not in text.lower():
+        return None
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        return f"another process of this run has not answered for {limit}"
+    return f"another process of this run has gone ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    return shorten(re.sub(r"^\[[^]]*\] ", "", str(error).strip().split("\n")[0]))  # without torch's file and line
 
 
 def _device(name: str, *, local_rank: int) -> torch.device:

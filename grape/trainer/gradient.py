@@ -114,7 +114,8 @@ class StepScorer:
         self.micro_batch_size = config.micro_batch_size or CPU_MICRO_BATCH
         """Time steps per pass; halved where memory runs out."""
         policy.model.train(config.lora_dropout > 0)
-        frozen = config.lora_targets == "llm"  # towers and projector: what they make of a picture never changes
+        # Frozen towers and projector make the same of a picture each time. A spread base has to run whole.
+        frozen = config.lora_targets == "llm" and not config.shard_base
         self._features = FeatureStore(int(config.feature_cache_gb * GB)) if frozen else None
 
     def micro_batches(self, batch: StepBatch) -> list[slice]:

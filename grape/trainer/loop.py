@@ -20,7 +20,7 @@ from grape.config.train import TrainConfig, check_train_config
 from grape.errors import TrainingError
 from grape.trainer import memory
 from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content, write_directory
-from grape.trainer.continuation import stop_if_any
+from grape.trainer.continuation import explain_lost_rank, stop_if_any
 from grape.trainer.distributed import Ranks, StopRequest, join_ranks, stop_on_interrupt
 from grape.trainer.examples import Example, PairSource
 from grape.trainer.gradient import LOGGED, ExampleResult, backward_example
@@ -65,7 +65,8 @@ def train(config: TrainConfig, pairs: PairSource | None = None) -> Path:
     for folder in (adapter_dir, newest_adapter_dir(config)):
         refuse_foreign_content(folder)
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(join_ranks(config.device))
+        ranks = stack.enter_context(join_ranks(config.device, config.rank_timeout_s))
+        stack.enter_context(explain_lost_rank(config, ranks))
         if ranks.first:
             stack.enter_context(lock_run_dir(config.run_dir))
         run = prepare_run(config, ranks, open_pairs(config) if pairs is None else pairs)
@@ -126,7 +127,8 @@ def train_step(run: TrainingRun, epoch: int, examples: list[Example]) -> dict[st
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     mine = examples[run.ranks.rank :: run.ranks.world_size]
-    results, failure = backward_share(run, mine, epoch, weight=1 / len(examples))
+    with run.in_step():
+        results, failure = backward_share(run, mine, epoch, weight=1 / len(examples))
     stop_if_any(run, failure, advice=ADVICE)
     run.ranks.sum_gradients(list(run.parameters.values()))
     grad_norm = torch.nn.utils.clip_grad_norm_(run.parameters.values(), config.max_grad_norm or math.inf).item()
@@ -163,8 +165,10 @@ def backward_share(
         except TrainingError as error:
             failure = str(error)
         except torch.cuda.OutOfMemoryError:  # its traceback holds the graph, so the rest happens below
+            if run.config.shard_base:  # a pass of all processes, which one alone cannot make again
+                raise
             out_of_memory = True
-        if not run.ranks.any_of(out_of_memory):
+        if run.config.shard_base or not run.ranks.any_of(out_of_memory):
             return results, failure
         halve_micro_batch(run)
 

@@ -19,7 +19,9 @@ import torch
 
 from grape.config.train import TrainConfig
 from grape.errors import ConfigError, TrainingError
+from grape.models.quantization import quantized_bytes
 from grape.trainer.gradient import CPU_MICRO_BATCH
+from grape.trainer.sharding import layers
 from grape.trainer.step_cost import StepCost, measure_step
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def settle_memory(
         switch = "on" if config.gradient_checkpointing == "on" else "off"
         size = config.micro_batch_size or CPU_MICRO_BATCH
         return dataclasses.replace(config, micro_batch_size=size, gradient_checkpointing=switch), None  # type: ignore[arg-type]
-    plans = make_plans(config, policy, ranks.device, survey.longest_instruction)
+    plans = make_plans(config, policy, ranks.device, survey.longest_instruction, num_processes=ranks.world_size)
     plan = choose(plans, asked_rows=config.micro_batch_size, longest=max(map(sum, survey.lengths)))
     rows, recompute = agree(ranks, plan)
     if rows == 0:
@@ -161,11 +163,16 @@ def as_in_checkpoint(config: TrainConfig, state: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def make_plans(config: TrainConfig, policy: OpenVLAPolicy, device: torch.device, instruction: str) -> list[MemoryPlan]:
+def make_plans(
+    config: TrainConfig, policy: OpenVLAPolicy, device: torch.device, instruction: str, *, num_processes: int = 1
+) -> list[MemoryPlan]:
     """Plans of one row each: without gradient checkpointing, with it, or both, as the settings allow."""
     trained = sum(p.nbytes for p in policy.model.parameters() if p.requires_grad)
     frozen = [*(p for p in policy.model.parameters() if not p.requires_grad), *policy.model.buffers()]
-    weights = sum(tensor.nbytes for tensor in frozen)
+    weights = sum(tensor.nbytes for tensor in frozen) + quantized_bytes(policy.network)
+    if config.shard_base:  # a share of each layer, and two whole ones: the one that runs and the one that is fetched
+        largest = max(sum(p.nbytes for p in layer.parameters()) for layer in layers(policy.network))
+        weights = math.ceil(weights / num_processes) + 2 * largest
     others = WORKSPACE_BYTES if device.type == "cuda" else max(0, resident_bytes() - weights - trained)
     return [
         MemoryPlan(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from grape.models.recompute import recompute_blocks
 from grape.trainer.checkpoint import write_directory
 from grape.trainer.continuation import (
     Run,
+    check_same_start,
     describe_run,
     make_optimizer,
     open_checkpoints,
@@ -35,6 +38,7 @@ from grape.trainer.metrics import MetricsLogger
 from grape.trainer.prefetch import ExamplesAhead
 from grape.trainer.prepare import PairPreparer
 from grape.trainer.reference import ReferenceCache
+from grape.trainer.sharding import Lockstep, check_sharding, shard_base
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ class TrainingRun(Run):
     reference: ReferenceCache
     memory: MemoryPlan | None
     """``None`` where memory decided nothing."""
+    in_step: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    """Where a step's passes are made; under ``shard_base`` it keeps them paired with those of the other processes."""
     ahead: ExamplesAhead = field(init=False)
     """Prepares the next example; there while steps are taken."""
 
@@ -82,6 +88,8 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         PairingError: Chosen and rejected are the wrong way round.
         CheckpointError: ``unnorm_key`` is not in the checkpoint's statistics.
     """
+    if config.shard_base:
+        check_sharding(ranks)
     checkpoints = open_checkpoints(config)
     if len(pairs) == 0:
         raise DatasetError(
@@ -95,6 +103,7 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
             device=str(ranks.device),
             dtype=config.dtype,
             attn_implementation=config.attn_implementation,
+            stay_on_host=config.shard_base,
             quantize=config.use_quantization,
         )
     policy.use_prompt_style(config.prompt_style)
@@ -106,6 +115,8 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
     config, memory = settle_memory(config, policy, ranks, survey, state)
     if config.gradient_checkpointing == "on":
         recompute_blocks(policy.network, replay_dropout=config.lora_dropout > 0)
+    if config.shard_base:
+        shard_base(policy, parameters.values(), ranks)
     run = TrainingRun(
         config=config,
         ranks=ranks,
@@ -122,8 +133,11 @@ def prepare_run(config: TrainConfig, ranks: Ranks, pairs: PairSource) -> Trainin
         checkpoints=checkpoints,
         memory=memory,
     )
+    if config.shard_base:
+        run.in_step = Lockstep(ranks, run.scorer).step
     if state is not None:
         resume(run, state)
+    check_same_start(run)
     return run
 
 

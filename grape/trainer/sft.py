@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from grape.config.sft import SFTConfig, check_sft_config
 from grape.trainer.checkpoint import lock_run_dir, refuse_foreign_content
-from grape.trainer.continuation import stop_if_any
+from grape.trainer.continuation import check_same_start, explain_lost_rank, stop_if_any
 from grape.trainer.distributed import StopRequest, join_ranks, stop_on_interrupt
 from grape.trainer.kernels import training_attention
 from grape.trainer.schedule import learning_rate_at
@@ -62,10 +62,12 @@ def fine_tune(config: SFTConfig, episodes: EpisodeSource | None = None) -> Path:
         refuse_foreign_content(config.adapter_tmp_dir / config.effective_run_name)
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(join_ranks(config.device))
+        stack.enter_context(explain_lost_rank(config, ranks))
         if ranks.first:
             stack.enter_context(lock_run_dir(config.run_dir))
         run = prepare_run(config, ranks, episodes)
         resume(run)
+        check_same_start(run)
         logger = start_logger(run) if ranks.first else None
         if logger is not None:
             stack.callback(logger.close)

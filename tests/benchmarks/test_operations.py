@@ -12,12 +12,22 @@ from experiments.benchmarks.operations import count
 from grape.models import OpenVLAPolicy, new_policy
 
 
+def product(added: torch.Size, left: torch.Size, right: torch.Size, **_: object) -> int:
+    """Operations of a matrix product, from its shapes."""
+    return 2 * left[0] * left[1] * right[1]
+
+
 def counted_by_torch(policy: OpenVLAPolicy, *, backward: bool) -> tuple[int, int]:
     """Operations of one row, and its number of text tokens."""
     size, token = policy.image_size, policy.action_tokenizer.first_id
     inputs = policy.forward_inputs([np.zeros((size, size, 3), np.uint8)], ["pick up the bowl"], np.full((1, 7), token))
     # the plain kernel is made of matrix products, which are counted one by one
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
+    in_place = {torch.ops.aten.addmm_: product}  # which torch's counter does not know
+    with (
+        FlopCounterMode(display=False, custom_mapping=in_place) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.set_grad_enabled(backward),
+    ):
         logits = policy.action_logits(inputs)
         if backward:
             logits.sum().backward()

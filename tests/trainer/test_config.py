@@ -98,6 +98,7 @@ def test_every_field_is_documented() -> None:
     ("changes", "message"),
     [
         ({"use_lora": False}, "the same model with the adapter off"),
+        ({"use_quantization": True, "shard_base": True}, "4-bit weights are not spread"),
         ({"batch_size": 0}, "batch_size=0: want at least 1"),
         ({"max_steps": 0}, "max_steps=0: want at least 1, or None"),
         ({"dtype": "float16"}, "dtype='float16': want auto, float32 or bfloat16"),

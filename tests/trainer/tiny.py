@@ -1,11 +1,10 @@
-"""A tiny real policy and preference pairs in memory; as a script, a training run for tests that kill or multiply it."""
+"""A tiny real policy and preference pairs in memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,17 +151,3 @@ def config_from_json(text: str) -> TrainConfig:
 
 def config_to_json(config: TrainConfig) -> str:
     return json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()})
-
-
-def main() -> None:
-    """``tiny.py CONFIG LENGTHS FIRST_ACTION_ID``: train on pairs in memory."""
-    import torch
-
-    from grape.trainer.loop import train
-
-    torch.set_num_threads(1)
-    train(config_from_json(sys.argv[1]), make_pairs(json.loads(sys.argv[2]), int(sys.argv[3])))
-
-
-if __name__ == "__main__":
-    main()
