@@ -36,9 +36,7 @@ def test_both_ways_have_one_loss_and_take_one_step(tmp_path: Path) -> None:
     moved = [name for name, value in plain.policy.network.named_parameters() if value.requires_grad]
     assert moved and all("lora_" in name for name in moved)
     for name in moved:  # AdamW's first step moves each weight by the learning rate, whatever rounding does
-        torch.testing.assert_close(
-            weights[name], dict(plain.policy.network.named_parameters())[name], atol=3e-6, rtol=0
-        )
+        torch.testing.assert_close(weights[name], dict(plain.policy.network.named_parameters())[name], atol=3e-6, rtol=0)
 
 
 def test_the_command_prints_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
