@@ -8,7 +8,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -29,9 +29,7 @@ def add_adapter(
     policy: OpenVLAPolicy, lora_rank: int, alpha: float | None, dropout: float, targets: str, init: str
 ) -> nn.Module:
     """Wrap the network in a ``PeftModel`` with a fresh, trainable adapter. See ``OpenVLAPolicy.with_adapter``."""
-    silence_bitsandbytes()  # peft imports it wherever it is installed
-    import peft
-
+    peft = _import_peft()
     from grape.models.lora import use_light_lora
 
     if isinstance(policy.model, peft.PeftModel):
@@ -80,10 +78,9 @@ def load_adapter(policy: OpenVLAPolicy, directory: Path) -> nn.Module:
     Raises:
         CheckpointError: The folder is no adapter, or its weights do not fit the network.
     """
-    silence_bitsandbytes()
-    import peft
     from safetensors import SafetensorError, safe_open
 
+    peft = _import_peft()
     from grape.models.lora import use_light_lora
 
     weights = directory / ADAPTER_WEIGHTS
@@ -127,7 +124,7 @@ def merge(policy: OpenVLAPolicy) -> None:
         ConfigError: There is no adapter, or the base is quantised.
         CheckpointError: The adapter holds a value that is not finite.
     """
-    import peft
+    peft = _import_peft()
 
     if not isinstance(policy.model, peft.PeftModel):
         raise ConfigError("there is no adapter to merge")
@@ -142,6 +139,13 @@ def merge(policy: OpenVLAPolicy) -> None:
 
 def adapter_off(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """A context in which the base weights act alone."""
-    import peft
+    peft = _import_peft()
 
     return model.disable_adapter() if isinstance(model, peft.PeftModel) else contextlib.nullcontext()  # type: ignore[return-value]
+
+
+def _import_peft() -> Any:
+    silence_bitsandbytes()  # which peft imports wherever it is installed
+    import peft
+
+    return peft
